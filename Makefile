@@ -1,0 +1,56 @@
+# `make demo` and `make test` work on a fresh machine: all they need is Python 3.11 or later and make.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+# Nothing asks for an account or reports home unless the caller says so: `WANDB_MODE=online make demo`.
+export RAY_USAGE_STATS_ENABLED ?= 0
+export WANDB_MODE ?= offline
+export WANDB_SILENT ?= true
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup demo test lint bench clean
+
+help:
+	@echo "make setup   create .venv and install what is pinned in constraints.txt"
+	@echo "make demo    the whole pipeline on this machine, in minutes; ends with where the report is"
+	@echo "make test    lint, then every test that needs no GPU (ARGS='-k name' is passed to pytest)"
+	@echo "make lint    ruff, mypy, import-linter, codespell"
+	@echo "make bench   the benchmarks"
+	@echo "make clean   remove caches and build leftovers (never data/, runs/ or .venv/)"
+
+setup: .venv/.installed
+
+# The stamp makes this run again only when what to install has changed.
+.venv/.installed: setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "invdyn needs Python 3.11 or later; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)." \
+	         "Install one and run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { \
+	    echo "$(PYTHON) cannot create virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+	@echo "Installing torch into .venv (once; this takes minutes) ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	@echo "Installing invdyn and its dependencies into .venv ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	@touch $@
+
+demo: setup
+	$(BIN)/python experiments/demo.py
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+bench: setup
+	$(BIN)/python experiments/benchmarks/run.py
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find invdyn experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,142 @@
+"""Record sequences in simulation: python experiments/collect.py --config configs/dataset/pendulum.yaml."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Iterator
+
+from common import add_common_arguments, connect, run_command
+
+from invdyn.config import load_config
+from invdyn.envs.collect_config import CollectConfig
+from invdyn.envs.rollout import EpisodeRecorder, ShardRecord, collect_shard
+from invdyn.envs.shards import close_folder, open_folder
+from invdyn.errors import ConfigError, InvdynError
+from invdyn.progress import Progress, format_duration
+from invdyn.transitions.dataset_config import DatasetConfig
+
+SMOKE_EPISODES, SMOKE_EPISODES_PER_SHARD, SMOKE_STEPS = 16, 8, 100
+
+
+def main() -> None:
+    """Record what a dataset config's `collect` section says into its `buffer_path`."""
+    args = parse_arguments()
+    dataset = load_config(DatasetConfig, args.config, args.overrides)
+    config = collect_section(dataset, args)
+    EpisodeRecorder(config).close()  # every check of the config, before anything is written or started
+    folder = dataset.sequence_path
+    pending = open_folder(folder, config, args.overwrite)
+    num_finished = config.num_shards - len(pending)
+    if num_finished:
+        print(f"continuing: {num_finished} of {config.num_shards} shards are there already", file=sys.stderr)
+    if pending:
+        connect(args)
+    num_done = sum(len(config.episodes_of(index)) for index in range(config.num_shards) if index not in set(pending))
+    with Progress(config.num_episodes, f"collect {dataset.name}", "episodes", done=num_done) as progress:
+        record = record_here if args.local else functools.partial(record_on_ray, num_workers=args.num_workers)
+        records = list(record(config, folder, pending, progress))
+    close_folder(folder, config)
+    print(summary(records, config, folder, progress.elapsed_s))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", required=True, metavar="YAML", help="dataset config with a collect section")
+    parser.add_argument("--overwrite", action="store_true", help="remove the shards of an earlier recording first")
+    add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def collect_section(dataset: DatasetConfig, args: argparse.Namespace) -> CollectConfig:
+    """Return what to record, shrunk by --smoke.
+
+    Raises:
+        ConfigError: when the dataset config has no `collect` section, or its recording is not a local folder.
+    """
+    if dataset.collect is None:
+        raise ConfigError(f"{args.config} must have a collect section to be recorded in simulation; it has none")
+    if "://" in dataset.sequence_path:
+        raise ConfigError(f"buffer_path must be a folder on a mounted disk to record into, got {dataset.buffer_path!r}")
+    if not args.smoke:
+        return dataset.collect
+    return dataset.collect.replace(
+        num_episodes=min(dataset.collect.num_episodes, SMOKE_EPISODES),
+        episodes_per_shard=min(dataset.collect.episodes_per_shard, SMOKE_EPISODES_PER_SHARD),
+        max_episode_steps=min(dataset.collect.max_episode_steps, SMOKE_STEPS),
+    )
+
+
+def record_here(config: CollectConfig, folder: str, pending: list[int], progress: Progress) -> Iterator[ShardRecord]:
+    """Record shards one after another in this process."""
+    num_steps = 0
+
+    def count(steps: int) -> None:
+        nonlocal num_steps
+        num_steps += steps
+        progress.update(1, step_rate(num_steps, progress.elapsed_s))
+
+    for index in pending:
+        yield collect_shard(config, folder, index, count)
+
+
+def record_on_ray(
+    config: CollectConfig, folder: str, pending: list[int], progress: Progress, num_workers: int | None
+) -> Iterator[ShardRecord]:
+    """Record shards as Ray tasks, at most `num_workers` at a time (default: one per CPU of the cluster)."""
+    if not pending:
+        return
+    import ray
+
+    task = ray.remote(num_cpus=1)(collect_shard)
+    limit = num_workers or int(ray.cluster_resources().get("CPU", 1))
+    waiting, running, num_steps = list(reversed(pending)), [], 0
+    try:
+        while waiting or running:
+            while waiting and len(running) < limit:
+                running.append(task.remote(config, folder, waiting.pop()))
+            finished, running = ray.wait(running, num_returns=1)
+            for reference in finished:
+                record = ray.get(reference)
+                num_steps += record.num_steps
+                progress.update(record.num_episodes, step_rate(num_steps, progress.elapsed_s))
+                yield record
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InvdynError):
+            raise error.cause from None
+        raise
+    finally:
+        for reference in running:
+            ray.cancel(reference)
+
+
+def step_rate(num_steps: int, elapsed_s: float) -> str:
+    """Return the speed in words."""
+    return f"{num_steps / max(elapsed_s, 1e-9):,.0f} env steps/s"
+
+
+def summary(records: list[ShardRecord], config: CollectConfig, folder: str, elapsed_s: float) -> str:
+    """Return what was recorded, and what the user should know about it."""
+    num_episodes = sum(record.num_episodes for record in records)
+    num_steps = sum(record.num_steps for record in records)
+    speed = f"{format_duration(elapsed_s)} ({step_rate(num_steps, elapsed_s)})"
+    lines = [
+        f"recorded {num_episodes} episodes, {num_steps} transitions in {speed}",
+        f"{config.num_shards} shards in {folder}",
+    ]
+    num_retries = sum(record.num_retries for record in records)
+    if num_retries:
+        lines.append(f"{num_retries} starts had no step inside state_limits and were drawn again")
+    num_limit_states = sum(record.num_limit_states for record in records)
+    if num_limit_states:
+        lines.append(
+            f"note: {num_limit_states} states touch joint limits, where actions are hard to recover; "
+            "collect.state_limits ends episodes before them"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,88 @@
+"""Extract transitions from a recording.
+
+python experiments/create_dataset.py --config configs/dataset/pendulum_integrable_dynamics_shift.yaml --max_samples 1000
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+from pathlib import Path
+
+from common import add_common_arguments, connect, positive_int, run_command
+
+from invdyn.config import load_config
+from invdyn.evaluation.plots import plot_distributions
+from invdyn.progress import Progress
+from invdyn.transitions.dataset_config import DatasetConfig
+from invdyn.transitions.extract import create_dataset
+from invdyn.transitions.plan import SPLITS, ExtractionPlan
+from invdyn.transitions.store import TransitionStore
+
+SMOKE_SAMPLES = 1000
+DISTRIBUTIONS_PNG = "distributions.png"
+
+
+def main() -> None:
+    """Extract, and print what was kept, what was dropped, and where it is."""
+    args = parse_arguments()
+    config = load_config(DatasetConfig, args.config, args.overrides)
+    max_samples = args.max_samples or (SMOKE_SAMPLES if args.smoke else None)
+    folder = Path(config.transitions_path)  # derived first: a path that cannot be is an error before Ray starts
+    connect(args)
+    store = extract(config, max_samples, args.overwrite, args.local, args.num_workers)
+    plot_distributions(store, folder / DISTRIBUTIONS_PNG)
+    print(summary(store))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, metavar="YAML", help="dataset config")
+    parser.add_argument(
+        "--max_samples", type=positive_int, metavar="N", help="exact number of transitions of all splits"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier dataset in the same folder")
+    add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def extract(
+    config: DatasetConfig, max_samples: int | None, overwrite: bool, local: bool, num_workers: int | None
+) -> TransitionStore:
+    """Run the extraction with a progress bar."""
+    with ExitStack() as stack:
+        bars: list[Progress] = []
+
+        def start(plan: ExtractionPlan) -> None:
+            bars.append(stack.enter_context(Progress(plan.num_rows, f"extract {config.name}", "transitions")))
+
+        return create_dataset(
+            config,
+            max_samples=max_samples,
+            overwrite=overwrite,
+            local=local,
+            num_workers=num_workers,
+            on_plan=start,
+            on_rows=lambda rows: bars[0].update(rows),  # noqa: PLW0108 - there is no bar before the plan
+        )
+
+
+def summary(store: TransitionStore) -> str:
+    """Return the counts of a finished dataset."""
+    splits = store.manifest["splits"]
+    counts = ", ".join(f"{s} {splits[s]['rows']:,} ({splits[s]['episodes']:,} episodes)" for s in SPLITS)
+    row = ", ".join(f"{name} {value}" for name, value in store.manifest["row"].items() if value is not None)
+    drops = ", ".join(f"{reason} {count:,}" for reason, count in store.manifest["drops"].items() if count)
+    return "\n".join(
+        [
+            f"{store.manifest['num_rows']:,} transitions: {counts}",
+            f"dropped actions: {drops or 'none'}",
+            f"row: {row}; hash {store.content_hash}",
+            f"dataset: {store.path}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,166 @@
+"""Evaluate a trained model on the held-out split of its dataset, next to baselines, and write a report.
+
+python experiments/evaluate.py --checkpoint RUN_DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from common import positive_int, run_command
+
+from invdyn.config import load_config
+from invdyn.evaluation.evaluate import MAX_ROWS, NUM_SAMPLES, STEP_COUNTS, check_dimensions, evaluate, linear_baseline
+from invdyn.evaluation.findings import LINEAR, MLP, warnings
+from invdyn.evaluation.report import dataset_facts, write_report
+from invdyn.evaluation.results import Evaluation
+from invdyn.evaluation.summary import summary_table
+from invdyn.models.base import InverseDynamics
+from invdyn.training.checkpoint import Checkpoint, load_checkpoint
+from invdyn.training.run_config import RunConfig, resolve_device
+from invdyn.training.tracking import METRICS_CSV
+from invdyn.transitions.dataset_config import DatasetConfig
+from invdyn.transitions.plan import SPLITS
+from invdyn.transitions.store import TransitionStore
+
+BASELINES = (LINEAR, MLP)
+SMOKE_ROWS = 500
+SMOKE_STEP_COUNTS = (1, 2, 4)
+OUTPUT_FOLDER = "evaluation"
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, metavar="RUN_DIR", help="a run, or one of its checkpoints")
+    parser.add_argument("--dataset_config", help="YAML of another dataset (default: the one the model was trained on)")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="rows to evaluate (default: %(default)s)")
+    parser.add_argument(
+        "--step_counts", type=step_counts, metavar="N,N,...", help="solver steps to try, besides the model's own number"
+    )
+    parser.add_argument("--num_samples", type=positive_int, default=NUM_SAMPLES, help="predictions per transition")
+    parser.add_argument("--max_rows", type=positive_int, help=f"rows to use (default: {MAX_ROWS})")
+    parser.add_argument(
+        "--baselines", type=baseline_names, default=BASELINES, help="linear,mlp (default), one, or none"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the rows and the noise")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--output", help="folder of the report (default: RUN_DIR/evaluation)")
+    parser.add_argument("--smoke", action="store_true", help="shrink the work to seconds on a CPU")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Evaluate, write the report, print a table and where the report is."""
+    args = parse_arguments()
+    device = resolve_device(args.device)
+    checkpoint = load_checkpoint(args.checkpoint, str(device))
+    store = TransitionStore(dataset_path(args, checkpoint.config))
+    name = checkpoint.config.model.name
+    check_dimensions(name, checkpoint.model, store)
+    models = {name: checkpoint.model}
+    models |= {other: model for other, model in baselines(checkpoint, store, args.baselines).items() if other != name}
+    evaluation = evaluate(
+        models,
+        store,
+        split=args.split,
+        step_counts=args.step_counts or (SMOKE_STEP_COUNTS if args.smoke else STEP_COUNTS),
+        num_samples=args.num_samples,
+        max_rows=args.max_rows or (SMOKE_ROWS if args.smoke else MAX_ROWS),
+        seed=args.seed,
+        device=device,
+    )
+    extra_warnings = dataset_warnings(checkpoint.config, store)
+    report = write_report(
+        evaluation,
+        args.output or checkpoint.run_dir / OUTPUT_FOLDER,
+        title=f"{name} on {store.manifest['name']}",
+        sections={"Dataset": dataset_facts(store, args.split), **checkpoint_facts(checkpoint)},
+        extra_warnings=extra_warnings,
+        metrics_csv=checkpoint.run_dir / METRICS_CSV,
+    )
+    print_summary(evaluation, extra_warnings)
+    print(f"report: {report}")
+
+
+def baselines(
+    checkpoint: Checkpoint, store: TransitionStore, names: tuple[str, ...] = BASELINES
+) -> dict[str, InverseDynamics]:
+    """Return the baselines on the dataset, in the order of their quality to expect."""
+    models: dict[str, InverseDynamics] = {}
+    if MLP in names and (mlp := mlp_baseline(checkpoint, store)) is not None:
+        models[MLP] = mlp
+    if LINEAR in names:
+        models[LINEAR] = linear_baseline(store)
+    return models
+
+
+def mlp_baseline(checkpoint: Checkpoint, store: TransitionStore) -> InverseDynamics | None:  # noqa: ARG001
+    """Return None: the report then goes without the MLP baseline. To be trained here for as many steps as the model."""
+    return None
+
+
+def dataset_path(args: argparse.Namespace, config: RunConfig) -> str:
+    """Return the transitions folder to evaluate on."""
+    if args.dataset_config:
+        return load_config(DatasetConfig, args.dataset_config).transitions_path
+    return config.dataset_path
+
+
+def dataset_warnings(config: RunConfig, store: TransitionStore) -> list[str]:
+    """Return a warning when the dataset is not the one of the training run."""
+    if store.content_hash == config.dataset_hash:
+        return []
+    return [f"The model was trained on other rows: dataset {config.dataset_name}, content hash {config.dataset_hash}."]
+
+
+def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, dict[str, object]]:
+    """Return what the report says about the checkpoint: sections of names and values."""
+    config = checkpoint.config
+    where: dict[str, object] = {"path": checkpoint.folder.resolve(), "workers": config.num_workers}
+    parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
+    model = {name: value for name, value in config.model.to_values().items() if name != "training"}
+    return {
+        "Checkpoint": where | {"parameters": f"{parameters:,}"} | dict(checkpoint.metrics),
+        "Model": model,
+        "Training": config.training.model_dump(mode="json"),
+        "Versions": dict(config.versions),
+    }
+
+
+def print_summary(evaluation: Evaluation, extra_warnings: list[str]) -> None:
+    """Print the table of results, the best of each column marked by a star, and the warnings."""
+    table = summary_table(evaluation)
+    cells = [
+        [f"{cell}{'*' if (row, column) in table.best else ' '}" for column, cell in enumerate(line)]
+        for row, line in enumerate(table.rows)
+    ]
+    header = [f"{name} " for name in table.header]
+    widths = [max(len(line[column]) for line in [header, *cells]) for column in range(len(header))]
+    print(f"{evaluation.num_rows:,} rows of {evaluation.split}, {evaluation.device} (* best of its column)")
+    for line in [header, *cells]:
+        print(
+            "  ".join(
+                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            )
+        )
+    for warning in [*extra_warnings, *warnings(evaluation)]:
+        print(f"warning: {warning}")
+
+
+def step_counts(text: str) -> tuple[int, ...]:
+    """Parse 1,2,4."""
+    return tuple(positive_int(part.strip()) for part in text.split(","))
+
+
+def baseline_names(text: str) -> tuple[str, ...]:
+    """Parse linear,mlp or none."""
+    names = tuple(part.strip() for part in text.split(",") if part.strip() and part.strip() != "none")
+    for name in names:
+        if name not in BASELINES:
+            raise argparse.ArgumentTypeError(f"must be of {', '.join(BASELINES)}, or none; got {name!r}")
+    return names
+
+
+if __name__ == "__main__":
+    run_command(main)

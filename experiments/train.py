@@ -1,0 +1,133 @@
+"""Train an inverse dynamics model on a dataset of transitions.
+
+python experiments/train.py --dataset_config configs/dataset/pendulum_integrable_dynamics_shift.yaml \
+    --model_config configs/inverse_dynamics/pendulum_flow.yaml --num_epochs 100 --device cuda
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from common import add_common_arguments, connect, positive_int, run_command
+
+from invdyn.config import load_config
+from invdyn.errors import ConfigError
+from invdyn.models.recipe import TrainingRecipe
+from invdyn.models.registry import load_model_config
+from invdyn.training.distributed import train
+from invdyn.training.run_config import RunConfig, TrackingConfig, resolve_device
+from invdyn.transitions.dataset_config import DatasetConfig
+from invdyn.transitions.store import TransitionStore
+
+SMOKE_EPOCHS = 1
+RECIPE_FLAGS = ("num_epochs", "learning_rate", "batch_size", "seed")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset_config", help="YAML of the dataset")
+    parser.add_argument("--model_config", help="YAML of the model; --set changes its values")
+    parser.add_argument("--num_epochs", type=positive_int, help="passes over the train split")
+    parser.add_argument("--learning_rate", type=float, help="peak learning rate")
+    parser.add_argument("--batch_size", type=positive_int, help="rows per step over all workers")
+    parser.add_argument("--seed", type=int, help="of weights, order and noise")
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: the model config's, else auto)")
+    parser.add_argument("--compile", action="store_true", help="compile the training step (needs a C++ compiler)")
+    parser.add_argument(
+        "--cpu_threads", type=positive_int, default=1, help="threads of each CPU worker (small networks: 1)"
+    )
+    parser.add_argument("--run_dir", help="folder of the run (default: runs/DATASET/MODEL-TIME)")
+    parser.add_argument("--resume", metavar="RUN_DIR", help="continue a run from its latest checkpoint")
+    add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train, and print where the run is."""
+    args = parse_arguments()
+    config = resumed_run(args) if args.resume else new_run(args)
+    if args.local:
+        resolve_device(config.device)
+    connect(args)
+    metrics = train(config, local=args.local, resume=bool(args.resume))
+    print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+    print(f"run: {config.run_dir}")
+
+
+def new_run(args: argparse.Namespace) -> RunConfig:
+    """Assemble a run from the configs and flags.
+
+    Raises:
+        ConfigError: for a flag or config that cannot be used.
+        DataError: when the dataset is missing or unfinished.
+    """
+    if not args.dataset_config or not args.model_config:
+        raise ConfigError(
+            "a new run needs --dataset_config and --model_config; an old one continues with --resume RUN_DIR"
+        )
+    dataset = load_config(DatasetConfig, args.dataset_config)
+    model = load_model_config(args.model_config, args.overrides)
+    store = TransitionStore(dataset.transitions_path)
+    return make_run_config(
+        dataset_name=dataset.name,
+        store=store,
+        model=model,
+        training=apply_flags(model.training, args),
+        run_dir=args.run_dir or f"runs/{dataset.name}/{model.name}-{time.strftime('%Y%m%d-%H%M%S')}",
+        device=args.device or model.device or "auto",
+        num_workers=args.num_workers or 1,
+        compile=args.compile,
+        cpu_threads=args.cpu_threads,
+        tracking=TrackingConfig(mode=args.wandb),
+    )
+
+
+def make_run_config(*, dataset_name: str, store: TransitionStore, run_dir: str, **values: Any) -> RunConfig:
+    """Return the config of a run on a dataset: the rows decide the model's dimensions."""
+    return RunConfig(
+        dataset_name=dataset_name,
+        dataset_path=str(store.path.resolve()),
+        dataset_hash=store.content_hash,
+        state_dim=store.state_dim,
+        action_dim=store.action_dim,
+        history=store.history,
+        horizon=store.horizon,
+        run_dir=str(Path(run_dir).resolve()),
+        **values,
+    )
+
+
+def apply_flags(recipe: TrainingRecipe, args: argparse.Namespace) -> TrainingRecipe:
+    """Return the recipe with the given flags in place of its values."""
+    given = {name: getattr(args, name) for name in RECIPE_FLAGS if getattr(args, name) is not None}
+    if args.smoke:
+        given.setdefault("num_epochs", SMOKE_EPOCHS)
+    return recipe.replace(**given)
+
+
+def resumed_run(args: argparse.Namespace) -> RunConfig:
+    """Return the config of the run to continue; only where and how it runs may change.
+
+    Raises:
+        ConfigError: when a flag would change the run itself.
+    """
+    fixed = ("dataset_config", "model_config", "run_dir", "compile", *RECIPE_FLAGS)
+    changed = [f"--{name}" for name in fixed if getattr(args, name)] + (["--set"] if args.overrides else [])
+    if changed:
+        raise ConfigError(f"--resume continues a run as it was started; drop {', '.join(changed)} or start a new run")
+    config = RunConfig.load(args.resume)
+    tracking = config.tracking.replace(mode=args.wandb) if args.wandb else config.tracking
+    return config.replace(
+        run_dir=str(Path(args.resume).resolve()),
+        device=args.device or config.device,
+        num_workers=args.num_workers or config.num_workers,
+        tracking=tracking,
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

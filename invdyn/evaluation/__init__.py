@@ -1,0 +1,1 @@
+"""Metrics, the simulator's verdict, speed, plots and the report."""

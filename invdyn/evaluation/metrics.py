@@ -1,0 +1,101 @@
+"""How far predicted actions are from recorded ones. Pure numpy in float64; actions are flat, (rows, dims)."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+from jaxtyping import Float, Num
+
+from invdyn.errors import DataError
+from invdyn.statistics import Moments
+
+PerDim = Float[np.ndarray, "dims"]
+Rows = Num[np.ndarray, "rows dims"]
+
+CONSTANT_TOLERANCE = 1e-7
+"""A column whose standard deviation is below this share of its largest value is float32 rounding, not a signal."""
+
+
+def flat_actions(action: Num[np.ndarray, "rows ..."]) -> Float[np.ndarray, "rows dims"]:
+    """Return actions as (rows, horizon * action_dim) float64."""
+    return action.reshape(len(action), -1).astype(np.float64)
+
+
+def varying_std(moments: Moments, columns: slice) -> PerDim:
+    """Return the training standard deviation of some columns, (dims,); NaN where the column is constant.
+
+    Raises:
+        DataError: when every column is constant: no error can be put in proportion.
+    """
+    std = moments.std[columns]
+    largest = np.maximum(np.abs(moments.minimum[columns]), np.abs(moments.maximum[columns]))
+    scale = np.where(std > CONSTANT_TOLERANCE * largest, std, np.nan)
+    if np.isnan(scale).all():
+        raise DataError("the training rows must vary, got constant values in every column; record other actions")
+    return scale
+
+
+def nrmse_per_dim(prediction: Rows, truth: Rows, std: PerDim) -> PerDim:
+    """Return RMSE / std of each dimension, (dims,); NaN where `std` is NaN (a constant dimension).
+
+    Args:
+        prediction: (rows, dims).
+        truth: (rows, dims), same units.
+        std: (dims,), of the training rows, from `varying_std`.
+    """
+    error = prediction.astype(np.float64) - truth
+    relative: PerDim = np.sqrt(np.square(error).mean(axis=0)) / std
+    return relative
+
+
+def nrmse(prediction: Rows, truth: Rows, std: PerDim) -> float:
+    """Return the RMSE of all standardised values of the dimensions that vary; NaN when none does.
+
+    Args:
+        prediction: (rows, dims).
+        truth: (rows, dims), same units.
+        std: (dims,), of the training rows; NaN or 0 for a constant dimension.
+    """
+    varies = std > 0
+    if not varies.any():
+        return float("nan")
+    per_dim = nrmse_per_dim(prediction[:, varies], truth[:, varies], std[varies])
+    return float(np.sqrt(np.square(per_dim).mean()))
+
+
+def r2_per_dim(prediction: Rows, truth: Rows) -> PerDim:
+    """Return the share of the variance of `truth` that is explained, (dims,); NaN where `truth` does not vary.
+
+    1 is perfect, 0 is what the mean of `truth` scores, below 0 is worse than that.
+    """
+    truth = truth.astype(np.float64)
+    residual = np.square(prediction - truth).sum(axis=0)
+    total = np.square(truth - truth.mean(axis=0)).sum(axis=0)
+    varies = total > len(truth) * np.square(CONSTANT_TOLERANCE * np.abs(truth).max(axis=0))
+    return np.where(varies, 1.0 - residual / np.where(varies, total, 1.0), np.nan)
+
+
+def energy_score(samples: Num[np.ndarray, "samples rows dims"], truth: Rows, std: PerDim) -> float:
+    """Return the mean over rows of E|X - a| - E|X - X'| / 2 in units of `std`; lower is better.
+
+    A proper score of a whole distribution: it is lowest in expectation when X has the distribution of a. The estimate
+    is unbiased over the samples (pairs of different samples only). A point prediction scores its mean absolute error.
+
+    Source: Gneiting & Raftery, "Strictly Proper Scoring Rules, Prediction, and Estimation" (2007), eq. 22.
+
+    Args:
+        samples: (samples, rows, dims), two samples or more; a point prediction repeats itself.
+        truth: (rows, dims).
+        std: (dims,), from `varying_std`; constant dimensions are left out.
+    """
+    varies = std > 0
+    scaled = samples[..., varies] / std[varies]
+    target = truth[:, varies] / std[varies]
+    to_truth = np.mean([_mean_distance(sample, target) for sample in scaled])
+    between = np.mean([_mean_distance(first, second) for first, second in combinations(scaled, 2)])
+    return float(to_truth - between / 2)
+
+
+def _mean_distance(first: Rows, second: Rows) -> float:
+    return float(np.linalg.norm(first - second, axis=1).mean())

@@ -1,0 +1,138 @@
+"""Write an evaluation down: `metrics.json`, pictures, and one `report.html` that needs no other file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from invdyn.errors import DataError
+from invdyn.evaluation.findings import warnings
+from invdyn.evaluation.page import (
+    heading,
+    paragraph,
+    render_cards,
+    render_facts,
+    render_page,
+    render_picture,
+    render_table,
+    render_warnings,
+    side_by_side,
+)
+from invdyn.evaluation.plots import (
+    plot_error_per_dim,
+    plot_predicted_against_true,
+    plot_quality_against_steps,
+    plot_training_curve,
+)
+from invdyn.evaluation.results import Evaluation, to_plain
+from invdyn.evaluation.summary import explanations, headline_cards, summary_table
+from invdyn.transitions.store import TransitionStore, write_json
+
+REPORT_FILE = "report.html"
+METRICS_FILE = "metrics.json"
+Sections = Mapping[str, Mapping[str, object]]
+
+
+def write_report(
+    evaluation: Evaluation,
+    output: str | Path,
+    *,
+    title: str,
+    sections: Sections,
+    extra_warnings: Sequence[str] = (),
+    metrics_csv: Path | None = None,
+) -> Path:
+    """Write `metrics.json`, the pictures and `report.html` into a folder, replacing those of an earlier report.
+
+    Args:
+        evaluation: what was found.
+        output: folder, made when missing.
+        title: name of the model, shown on top.
+        sections: facts about the dataset, the checkpoint and so on: section to name to value.
+        extra_warnings: what the caller knows beyond the evaluation.
+        metrics_csv: the run's training metrics, drawn when the file exists.
+
+    Returns:
+        Path of `report.html`.
+
+    Raises:
+        DataError: when the folder cannot be written.
+    """
+    output = Path(output)
+    found = [*extra_warnings, *warnings(evaluation)]
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        pictures = _draw(evaluation, output, metrics_csv)
+        page = render_page(title, _blocks(evaluation, title, sections, found, pictures))
+        _write_text(output / REPORT_FILE, page)
+    except OSError as error:
+        raise DataError(f"cannot write the report to {output}: {error}; free some space or give --output") from None
+    facts = {"title": title, "warnings": found, **evaluation.to_json(), "sections": sections}
+    write_json(output / METRICS_FILE, to_plain(facts))
+    return output / REPORT_FILE
+
+
+def dataset_facts(store: TransitionStore, split: str) -> dict[str, object]:
+    """Return what a report says about a dataset."""
+    manifest = store.manifest
+    rows = ", ".join(
+        f"{name} {info['rows']:,} ({info['episodes']:,} episodes)" for name, info in manifest["splits"].items()
+    )
+    recording = manifest["recording"]
+    facts: dict[str, object] = {
+        "name": manifest["name"],
+        "path": store.path,
+        "rows": rows,
+        "evaluated split": split,
+        "row": f"state {store.state_dim}, action {store.action_dim}, history {store.history}, horizon {store.horizon}, "
+        f"gap {store.gap}",
+        "content hash": store.content_hash,
+    }
+    return facts | {f"recording: {name}": value for name, value in recording.items()}
+
+
+def _blocks(
+    evaluation: Evaluation, title: str, sections: Sections, found: Sequence[str], pictures: Sequence[tuple[Path, str]]
+) -> list[str]:
+    rows = f"{evaluation.num_rows:,} transitions of the {evaluation.split} split"
+    blocks = [
+        heading(f"Evaluation: {title}", level=1),
+        paragraph(f"Which action took state s to next state s'? Answered for {rows}.", soft=True),
+        render_warnings(found),
+        render_cards(headline_cards(evaluation)),
+        heading("All models on the same rows"),
+        render_table(summary_table(evaluation)),
+        paragraph("Best of each column in colour; the shaded row is the model as it predicts by default.", soft=True),
+        render_facts(dict(explanations(evaluation))),
+        heading("Plots"),
+        side_by_side(render_picture(path, caption) for path, caption in pictures),
+    ]
+    for name, facts in sections.items():
+        blocks += [heading(name), render_facts(facts)]
+    return blocks
+
+
+def _draw(evaluation: Evaluation, output: Path, metrics_csv: Path | None) -> list[tuple[Path, str]]:
+    best = evaluation.best_of(evaluation.subject).label
+    pictures = []
+    path = output / "quality_against_steps.png"
+    if plot_quality_against_steps(evaluation, path):
+        pictures.append((path, "Quality against the number of network evaluations, next to models without a solver."))
+    plot_error_per_dim(evaluation, output / "error_per_dim.png")
+    pictures.append((output / "error_per_dim.png", "Error of each action dimension, every model at its best steps."))
+    plot_predicted_against_true(evaluation, output / "predicted_against_true.png")
+    pictures.append((output / "predicted_against_true.png", f"Predicted against recorded actions: {best}, one sample."))
+    path = output / "training_curve.png"
+    if metrics_csv is not None and plot_training_curve(metrics_csv, path):
+        pictures.append((path, "Loss while training."))
+    return pictures
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

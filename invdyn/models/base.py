@@ -1,0 +1,232 @@
+"""The interface of every inverse dynamics model, and the normalisation that all of them share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from invdyn.errors import ConfigError, DataError
+from invdyn.models.features import transition_features
+from invdyn.models.linear_base import normalization
+from invdyn.statistics import Moments
+
+BaseKind = Literal["linear", "none"]
+Noise = tuple[Tensor, ...]
+
+
+class InverseDynamics(nn.Module, ABC):
+    """p(action | state, next_state): takes and returns physical units, normalises inside.
+
+    `encode` turns physical transitions into (context, target), which is all that training reads: encode a dataset once,
+    then call `encoded_loss` on slices of it. Until `fit_normalization` is called (or a state dict loaded), features and
+    actions keep their units and there is no linear base.
+
+    Args:
+        state_dim: size of one state.
+        action_dim: size of one action.
+        history: number of past states that `state` holds before the current one.
+        horizon: number of actions predicted.
+        base: "linear" to model the residual of the ridge solution on [s, past differences, s' - s].
+        normalize: standardise the features and whiten (or standardise) the targets. Without it the network sees the
+            raw [state, next_state].
+    """
+
+    trainable: ClassVar[bool] = True
+
+    feature_mean: Tensor
+    feature_inverse_std: Tensor
+    action_mean: Tensor
+    weight: Tensor
+    target_scale: Tensor
+    target_inverse: Tensor
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        *,
+        history: int = 0,
+        horizon: int = 1,
+        base: BaseKind = "linear",
+        normalize: bool = True,
+    ) -> None:
+        super().__init__()
+        self.state_dim, self.action_dim = state_dim, action_dim
+        self.history, self.horizon = history, horizon
+        self.base: BaseKind = base
+        self.normalize = normalize
+        self.context_dim = (history + 2) * state_dim
+        self.target_dim = horizon * action_dim
+        self.register_buffer("feature_mean", torch.zeros(self.context_dim))
+        self.register_buffer("feature_inverse_std", torch.ones(self.context_dim))
+        self.register_buffer("action_mean", torch.zeros(self.target_dim))
+        self.register_buffer("weight", torch.zeros(self.context_dim, self.target_dim))
+        self.register_buffer("target_scale", torch.eye(self.target_dim))
+        self.register_buffer("target_inverse", torch.eye(self.target_dim))
+
+    @abstractmethod
+    def encoded_loss(
+        self, context: Float[Tensor, "batch context"], target: Float[Tensor, "batch target"], noise: Noise
+    ) -> Float[Tensor, ""]:
+        """Return the training loss of encoded rows; the hot path of training.
+
+        Args:
+            context: (batch, context_dim), from `encode`.
+            target: (batch, target_dim), from `encode`.
+            noise: from `draw_noise`.
+        """
+
+    @abstractmethod
+    def draw_noise(
+        self, batch_size: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
+    ) -> Noise:
+        """Draw what `encoded_loss` needs at random: tensors with a leading batch dimension, so ranks can slice."""
+
+    @abstractmethod
+    def _sample_targets(
+        self,
+        context: Float[Tensor, "batch context"],
+        num_samples: int,
+        num_inference_steps: int | None,
+        solver: str | None,
+        generator: torch.Generator | None,
+    ) -> Float[Tensor, "samples batch target"]:
+        """Return targets (normalised residuals) for encoded contexts."""
+
+    def fit_normalization(self, moments: Moments) -> None:
+        """Set the normalisation from the moments of [features, action] over the training rows.
+
+        Raises:
+            DataError: when the moments have other dimensions than the model, or are not finite.
+        """
+        if len(moments.mean) != self.context_dim + self.target_dim:
+            raise DataError(
+                f"the statistics must have {self.context_dim} features and {self.target_dim} action columns for "
+                f"state_dim {self.state_dim}, action_dim {self.action_dim}, history {self.history}, horizon "
+                f"{self.horizon}; got {len(moments.mean)} columns; build the model with the dimensions of the dataset"
+            )
+        fitted = normalization(
+            moments, self.context_dim, linear_base=self.base == "linear", scale_targets=self.normalize
+        )
+        for name, values in vars(fitted).items():
+            getattr(self, name).copy_(torch.from_numpy(values))
+
+    def encode(
+        self,
+        state: Float[Tensor, "batch window_dim"],
+        action: Float[Tensor, "batch *horizon action_dim"],
+        next_state: Float[Tensor, "batch state_dim"],
+    ) -> tuple[Float[Tensor, "batch context"], Float[Tensor, "batch target"]]:
+        """Return what the network trains on, in float32: its inputs and the normalised residual of the action.
+
+        Args:
+            state: (batch, (history + 1) * state_dim), oldest first, physical units.
+            action: (batch, action_dim), or (batch, horizon, action_dim) when horizon > 1, physical units.
+            next_state: (batch, state_dim), physical units.
+
+        Raises:
+            DataError: when a shape does not fit the model.
+        """
+        context, mean = self.encode_transition(state, next_state)
+        if action.shape[0] != len(state) or action[0:1].numel() != self.target_dim * min(1, len(action)):
+            raise DataError(
+                f"action must be {(len(state), *self.action_shape)}, got {tuple(action.shape)}; "
+                "use the dataset that the model was built for"
+            )
+        residual = action.reshape(len(state), self.target_dim).double() - mean
+        return context, (residual @ self.target_inverse.double().T).float()
+
+    def encode_transition(
+        self, state: Float[Tensor, "batch window_dim"], next_state: Float[Tensor, "batch state_dim"]
+    ) -> tuple[Float[Tensor, "batch context"], Float[Tensor, "batch target"]]:
+        """Return the network's input (float32) and the base prediction of the action (float64, physical units).
+
+        Raises:
+            DataError: when a shape does not fit the model.
+        """
+        window_dim = (self.history + 1) * self.state_dim
+        if state.shape[1:] != (window_dim,) or next_state.shape != (len(state), self.state_dim):
+            raise DataError(
+                f"state and next_state must be (batch, {window_dim}) and (batch, {self.state_dim}), got "
+                f"{tuple(state.shape)} and {tuple(next_state.shape)}; use the dataset that the model was built for"
+            )
+        features = transition_features(state, next_state)
+        standardised = (features - self.feature_mean.double()) * self.feature_inverse_std.double()
+        mean = self.action_mean.double() + standardised @ self.weight.double()
+        context = standardised if self.normalize else torch.cat([state, next_state], dim=1)
+        return context.float(), mean
+
+    def decode(
+        self, target: Float[Tensor, "samples batch target"], mean: Float[Tensor, "batch target"]
+    ) -> Float[Tensor, "samples batch *horizon action_dim"]:
+        """Return actions in physical units (float32) from targets and the base prediction of `encode_transition`."""
+        action = mean + target.double() @ self.target_scale.double().T
+        return action.float().reshape(*target.shape[:-1], *self.action_shape)
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """Shape of the action of one row: (action_dim,), or (horizon, action_dim) when horizon > 1."""
+        return (self.horizon, self.action_dim) if self.horizon > 1 else (self.action_dim,)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.feature_mean.device
+
+    def loss(
+        self,
+        state: Float[Tensor, "batch window_dim"],
+        action: Float[Tensor, "batch *horizon action_dim"],
+        next_state: Float[Tensor, "batch state_dim"],
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the training loss of physical transitions; shapes as in `encode`.
+
+        Raises:
+            DataError: when a shape does not fit the model.
+        """
+        context, target = self.encode(state, action, next_state)
+        return self.encoded_loss(context, target, self.draw_noise(len(state), generator, context.device))
+
+    def forward(
+        self, context: Float[Tensor, "batch context"], target: Float[Tensor, "batch target"], *noise: Tensor
+    ) -> Float[Tensor, ""]:
+        """Return `encoded_loss`: DistributedDataParallel and torch.compile wrap `forward`."""
+        return self.encoded_loss(context, target, noise)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        state: Float[Tensor, "batch window_dim"],
+        next_state: Float[Tensor, "batch state_dim"],
+        num_samples: int = 1,
+        *,
+        num_inference_steps: int | None = None,
+        solver: str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "samples batch *horizon action_dim"]:
+        """Draw actions for each transition; a point model repeats its prediction.
+
+        Args:
+            state: (batch, (history + 1) * state_dim), oldest first, physical units.
+            next_state: (batch, state_dim), physical units.
+            num_samples: actions per transition.
+            num_inference_steps: solver steps; None for the model's own number.
+            solver: name of the solver; None for the model's own.
+            generator: source of randomness, on the model's device; the same seed gives the same actions.
+
+        Returns:
+            (num_samples, batch, [horizon,] action_dim) float32, physical units.
+
+        Raises:
+            DataError: when a shape does not fit the model.
+            ConfigError: when the number of samples or steps is below 1, or the solver is unknown.
+        """
+        if num_samples < 1:
+            raise ConfigError(f"num_samples must be 1 or more, got {num_samples}")
+        context, mean = self.encode_transition(state, next_state)
+        return self.decode(self._sample_targets(context, num_samples, num_inference_steps, solver, generator), mean)

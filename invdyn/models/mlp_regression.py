@@ -1,0 +1,77 @@
+"""Baseline: least-squares regression by an MLP. One action per transition, so it averages where several are right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+from typing_extensions import override
+
+from invdyn.errors import ConfigError
+from invdyn.models.base import BaseKind, InverseDynamics, Noise
+
+
+class MLPRegression(InverseDynamics):
+    """E[action | state, next_state] by a plain MLP on the normalised features.
+
+    Args:
+        state_dim: size of one state.
+        action_dim: size of one action.
+        down_dims: widths of the hidden layers.
+        base: "linear" to regress the whitened residual of the ridge solution.
+        normalize: standardise inside the model.
+        history: number of past states.
+        horizon: number of actions predicted.
+
+    Raises:
+        ConfigError: when a width is below 1.
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        down_dims: Sequence[int] = (128, 128, 128),
+        *,
+        base: BaseKind = "linear",
+        normalize: bool = True,
+        history: int = 0,
+        horizon: int = 1,
+    ) -> None:
+        super().__init__(state_dim, action_dim, history=history, horizon=horizon, base=base, normalize=normalize)
+        if not down_dims or min(down_dims) < 1:
+            raise ConfigError(f"down_dims must be one or more positive widths, got {list(down_dims)}")
+        layers: list[nn.Module] = []
+        for before, after in pairwise((self.context_dim, *down_dims)):
+            layers += [nn.Linear(before, after), nn.SiLU()]
+        self.network = nn.Sequential(*layers, nn.Linear(down_dims[-1], self.target_dim))
+
+    @override
+    def encoded_loss(
+        self, context: Float[Tensor, "batch context"], target: Float[Tensor, "batch target"], noise: Noise
+    ) -> Float[Tensor, ""]:
+        """Return the mean squared error; `noise` is empty."""
+        return functional.mse_loss(self.network(context), target)
+
+    @override
+    def draw_noise(
+        self, batch_size: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
+    ) -> Noise:
+        """Return nothing: regression uses no noise."""
+        return ()
+
+    @override
+    def _sample_targets(
+        self,
+        context: Float[Tensor, "batch context"],
+        num_samples: int,
+        num_inference_steps: int | None,
+        solver: str | None,
+        generator: torch.Generator | None,
+    ) -> Float[Tensor, "samples batch target"]:
+        prediction: Tensor = self.network(context)
+        return prediction.expand(num_samples, -1, -1)

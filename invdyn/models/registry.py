@@ -1,0 +1,157 @@
+"""Model configs, and the fixed table from `_target_` names to models.
+
+`_target_` picks from `TARGETS`; a name outside the table is an error, and nothing that a file names is ever imported.
+To add a model: write its class next to `mlp_regression.py`, its config here, and one line in `TARGETS`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, PositiveInt, field_validator
+
+from invdyn.config import Config, apply_overrides, nearest, read_yaml, validate
+from invdyn.errors import ConfigError
+from invdyn.models.base import BaseKind, InverseDynamics
+from invdyn.models.flow import FlowInverseDynamics, PredictionKind
+from invdyn.models.linear import LinearInverse
+from invdyn.models.mlp_regression import MLPRegression
+from invdyn.models.recipe import TrainingRecipe
+from invdyn.models.velocity import NetworkKind
+
+TARGET_KEY = "_target_"
+
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+Widths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+
+
+class ModelConfig(Config):
+    """What all model configs share.
+
+    Attributes:
+        target: name of the model in `TARGETS`; `_target_` in YAML.
+        name: free label, shown by reports.
+        device: cpu, cuda, cuda:N, or auto (null) for a GPU where there is one.
+        training: how to train it.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    target: str = Field(alias=TARGET_KEY)
+    name: str = Field(default="inverse_dynamics", min_length=1)
+    device: Device | None = None
+    training: TrainingRecipe = TrainingRecipe()
+
+    def to_values(self) -> dict[str, Any]:
+        """Return plain values, every default written out, that `parse_model_config` reads back to an equal config."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    @abstractmethod
+    def build(self, state_dim: int, action_dim: int, history: int, horizon: int) -> InverseDynamics:
+        """Return the model, its weights drawn from torch's global generator."""
+
+
+class FlowConfig(ModelConfig):
+    """Config of `FlowInverseDynamics`; attributes as its arguments."""
+
+    diffusion_step_embed_dim: PositiveInt = 16
+    down_dims: Widths = (16, 32, 64)
+    num_inference_steps: PositiveInt = 10
+    network: NetworkKind = "unet"
+    prediction: PredictionKind = "velocity"
+    base: BaseKind = "linear"
+    normalize: bool = True
+    solver: Literal["euler", "midpoint"] = "euler"
+
+    @field_validator("diffusion_step_embed_dim")
+    @classmethod
+    def _even(cls, value: int) -> int:
+        if value % 2:
+            raise ValueError("must be even")
+        return value
+
+    def build(self, state_dim: int, action_dim: int, history: int, horizon: int) -> FlowInverseDynamics:
+        """Return the model, its weights drawn from torch's global generator."""
+        return FlowInverseDynamics(
+            state_dim,
+            action_dim,
+            self.diffusion_step_embed_dim,
+            self.down_dims,
+            self.num_inference_steps,
+            network=self.network,
+            prediction=self.prediction,
+            base=self.base,
+            normalize=self.normalize,
+            solver=self.solver,
+            history=history,
+            horizon=horizon,
+        )
+
+
+class MLPRegressionConfig(ModelConfig):
+    """Config of `MLPRegression`; attributes as its arguments."""
+
+    down_dims: Widths = (128, 128, 128)
+    base: BaseKind = "linear"
+    normalize: bool = True
+
+    def build(self, state_dim: int, action_dim: int, history: int, horizon: int) -> MLPRegression:
+        """Return the model, its weights drawn from torch's global generator."""
+        return MLPRegression(
+            state_dim,
+            action_dim,
+            self.down_dims,
+            base=self.base,
+            normalize=self.normalize,
+            history=history,
+            horizon=horizon,
+        )
+
+
+class LinearConfig(ModelConfig):
+    """Config of `LinearInverse`."""
+
+    def build(self, state_dim: int, action_dim: int, history: int, horizon: int) -> LinearInverse:
+        """Return the model; it draws nothing."""
+        return LinearInverse(state_dim, action_dim, history=history, horizon=horizon)
+
+
+TARGETS: dict[str, type[ModelConfig]] = {
+    "invdyn.models.FlowInverseDynamics": FlowConfig,
+    "invdyn.models.MLPRegression": MLPRegressionConfig,
+    "invdyn.models.LinearInverse": LinearConfig,
+    "dynamics.inverse.learned_inverse_dynamics.FlowInverseDynamics": FlowConfig,
+}
+
+
+def parse_model_config(values: Mapping[str, Any], where: str) -> ModelConfig:
+    """Validate plain values as the config that their `_target_` picks.
+
+    Raises:
+        ConfigError: naming `where`, the key, and the nearest known name where a key or `_target_` is unknown.
+    """
+    if TARGET_KEY not in values:
+        raise ConfigError(f"{where}: required key '{TARGET_KEY}' is missing; known names: {', '.join(TARGETS)}")
+    target = values[TARGET_KEY]
+    if not isinstance(target, str) or target not in TARGETS:
+        raise ConfigError(f"{where}: {TARGET_KEY} must name a model, got {target!r}; {nearest(str(target), TARGETS)}")
+    return validate(TARGETS[target], values, where)
+
+
+def load_model_config(path: str | Path, overrides: Iterable[str] = ()) -> ModelConfig:
+    """Load a YAML file as a model config, with `key.path=value` overrides applied first.
+
+    Raises:
+        ConfigError: when the file cannot be read, or as in `parse_model_config`.
+    """
+    return parse_model_config(apply_overrides(read_yaml(path), overrides), where=str(path))
+
+
+def build_model(
+    config: ModelConfig, state_dim: int, action_dim: int, history: int = 0, horizon: int = 1
+) -> InverseDynamics:
+    """Build the model of a config for the dimensions of a dataset; seed torch first for the same weights again."""
+    return config.build(state_dim, action_dim, history, horizon)

@@ -1,0 +1,1 @@
+"""Recordings in: one reader per file format, one interface."""

@@ -1,0 +1,178 @@
+"""The one interface to recordings: a cheap plan first, then arrays of consecutive episodes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from jaxtyping import Int, Num
+
+from invdyn.errors import DataError
+
+Index = Int[np.ndarray, "episodes"]
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file that episodes come from.
+
+    Attributes:
+        path: absolute path.
+        name: path relative to the recording's folder; it is part of each episode's identity, so the same recording in
+            another place splits the same way.
+        size: bytes.
+        mtime_ns: modification time, to notice a change between an interrupted run and its continuation.
+    """
+
+    path: str
+    name: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class SequencePlan:
+    """What a recording holds, learnt without reading its arrays.
+
+    Episodes are in reading order; those of one file are neighbours. All per-episode columns are (episodes,) int64.
+
+    Attributes:
+        files: the source files.
+        file_index: which file each episode is in.
+        episode_index: the episode's number within its file.
+        num_states: recorded states.
+        num_actions: recorded actions that act on a recorded state; `num_states` or `num_states - 1`.
+        state_dim: numbers in a state.
+        action_dim: numbers in an action.
+        attributes: facts that the recording states about itself (environment, time step in seconds).
+    """
+
+    files: tuple[SourceFile, ...]
+    file_index: Index
+    episode_index: Index
+    num_states: Index
+    num_actions: Index
+    state_dim: int
+    action_dim: int
+    attributes: dict[str, str | float]
+
+    @property
+    def num_episodes(self) -> int:
+        """Number of episodes in all files."""
+        return len(self.file_index)
+
+    def episode_id(self, episode: int) -> str:
+        """Return the stable identity of an episode: file name and number within the file."""
+        return f"{self.files[self.file_index[episode]].name}:{self.episode_index[episode]}"
+
+    def slice(self, first: int, stop: int) -> SequencePlan:
+        """Return the plan of the episodes `first` to `stop` (exclusive) and their files alone."""
+        columns = ("episode_index", "num_states", "num_actions")
+        first_file, last_file = int(self.file_index[first]), int(self.file_index[stop - 1])
+        return replace(
+            self,
+            files=self.files[first_file : last_file + 1],
+            file_index=self.file_index[first:stop] - first_file,
+            **{name: getattr(self, name)[first:stop] for name in columns},
+        )
+
+    def by_file(self) -> list[SequencePlan]:
+        """Return one plan per file, in order."""
+        cuts = [0, *(np.flatnonzero(np.diff(self.file_index)) + 1).tolist(), self.num_episodes]
+        return [self.slice(first, stop) for first, stop in pairwise(cuts)]
+
+    def __repr__(self) -> str:
+        return (
+            f"SequencePlan({len(self.files)} files, {self.num_episodes} episodes, {int(self.num_actions.sum())} "
+            f"actions, state ({self.state_dim},), action ({self.action_dim},))"
+        )
+
+
+@dataclass(frozen=True)
+class EpisodeArrays:
+    """Consecutive episodes laid end to end.
+
+    Attributes:
+        state: (sum of num_states, state_dim), any float type.
+        action: (sum of num_actions, action_dim), any float type.
+    """
+
+    state: Num[np.ndarray, "states state_dim"]
+    action: Num[np.ndarray, "actions action_dim"]
+
+    def __repr__(self) -> str:
+        return f"EpisodeArrays(state {self.state.shape}, action {self.action.shape})"
+
+
+class SequenceReader(ABC):
+    """Reads one format. Holds paths and keys only, so that it travels to workers cheaply."""
+
+    format_name: str
+
+    @abstractmethod
+    def inspect(self) -> SequencePlan:
+        """Find files, episodes and lengths without reading array data.
+
+        Raises:
+            DataError: when a file is missing, unreadable, or its lengths disagree.
+        """
+
+    @abstractmethod
+    def read(self, plan: SequencePlan) -> EpisodeArrays:
+        """Read the episodes of a plan, consecutive within one file, in a few large reads.
+
+        Raises:
+            DataError: when the file no longer holds what the plan says.
+        """
+
+
+def check_lengths(plan: SequencePlan) -> SequencePlan:
+    """Return the plan when every episode has at least two states and at least one action.
+
+    Raises:
+        DataError: naming the first file and episode that has not.
+    """
+    if plan.num_episodes == 0:
+        raise DataError(f"a recording must hold at least one episode, found none in {len(plan.files)} files")
+    short = np.flatnonzero((plan.num_states < 2) | (plan.num_actions < 1))
+    if len(short):
+        file = plan.files[plan.file_index[short[0]]]
+        raise DataError(
+            f"an episode must hold at least 2 states and 1 action: {file.path}: episode "
+            f"{plan.episode_index[short[0]]} has {plan.num_states[short[0]]} states and "
+            f"{plan.num_actions[short[0]]} actions ({len(short)} such episodes); remove it from the recording"
+        )
+    return plan
+
+
+def check_finite(arrays: EpisodeArrays, plan: SequencePlan) -> None:
+    """Check that no state or action is NaN or infinite.
+
+    A sum is finite when all terms are (overflow aside), and far cheaper than a mask; the mask is made only to say where.
+
+    Raises:
+        DataError: naming file, episode and step of the first one.
+    """
+    for name, values, lengths in (
+        ("state", arrays.state, plan.num_states),
+        ("action", arrays.action, plan.num_actions),
+    ):
+        if np.issubdtype(values.dtype, np.integer) or np.isfinite(values.sum(dtype=np.float64)):
+            continue
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        if len(bad):
+            ends = np.cumsum(lengths)
+            episode = int(np.searchsorted(ends, bad[0], side="right"))
+            step = int(bad[0] - (ends[episode] - lengths[episode]))
+            file = plan.files[plan.file_index[episode]]
+            raise DataError(
+                f"states and actions must be finite: {file.path}: {name} holds {_first_bad(values[bad[0]])} at episode "
+                f"{plan.episode_index[episode]}, step {step} ({len(bad)} such rows in {len(values)} read)"
+            )
+
+
+def _first_bad(row: Num[np.ndarray, "columns"]) -> str:
+    column = int(np.flatnonzero(~np.isfinite(row))[0])
+    return f"{row[column]} in column {column}"

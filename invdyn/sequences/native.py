@@ -1,0 +1,225 @@
+"""invdyn's own recordings: replay-buffer HDF5 shards, as `experiments/collect.py` writes them.
+
+`data/<key>` (N, ...) for observation keys, `data/action` (N, action_dim), `meta/episode_ends` (E,) int64 cumulative
+exclusive over actions, and `meta/state_ends` (E,) the same over states, of which an episode has one more than actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from invdyn.errors import DataError
+from invdyn.sequences.base import EpisodeArrays, SequencePlan, SequenceReader, SourceFile, check_lengths
+
+STATE_KEY = "state"
+ACTION_KEY = "action"
+DATA_GROUP = "data"
+EPISODE_ENDS = "meta/episode_ends"
+STATE_ENDS = "meta/state_ends"
+FORMAT_ATTRIBUTE = "invdyn-sequences"
+COLLECTING_MARKER = ".collecting.json"
+SUFFIXES = (".hdf5", ".h5")
+
+
+class NativeReader(SequenceReader):
+    """Reads a folder of native shards, or a single shard."""
+
+    format_name = "native"
+
+    def __init__(self, path: str | Path, state_keys: Iterable[str] = (STATE_KEY,), action_key: str = ACTION_KEY):
+        self.path = str(path)
+        self.state_keys = tuple(state_keys)
+        self.action_key = action_key
+
+    @classmethod
+    def recognises(cls, path: str | Path) -> bool:
+        """Return whether the first shard at `path` has this layout."""
+        shards = find_shards(Path(path))
+        if not shards:
+            return False
+        try:
+            with h5py.File(shards[0], "r") as file:
+                return DATA_GROUP in file and EPISODE_ENDS in file
+        except OSError:
+            return False
+
+    def inspect(self) -> SequencePlan:
+        """Read the episode ends of every shard."""
+        root = Path(self.path)
+        if not root.exists():
+            raise DataError(f"recording not found: {root}; make it with experiments/collect.py or set buffer_path")
+        if (root / COLLECTING_MARKER).exists():
+            raise DataError(
+                f"recording is unfinished: {root} holds {COLLECTING_MARKER}; run experiments/collect.py again"
+            )
+        shards = find_shards(root)
+        if not shards:
+            raise DataError(f"recording has no shards: no file ending in {' or '.join(SUFFIXES)} in {root}")
+        base = root if root.is_dir() else root.parent
+        found = [self._inspect_shard(shard) for shard in shards]
+        dims = {(f.state_dim, f.action_dim) for f in found}
+        if len(dims) > 1:
+            other = next(i for i, f in enumerate(found) if (f.state_dim, f.action_dim) != dims_of(found[0]))
+            raise DataError(
+                f"all shards must have the same dimensions: {shards[0].name} has state, action {dims_of(found[0])}, "
+                f"{shards[other].name} has {dims_of(found[other])}"
+            )
+        counts = [shard.num_episodes for shard in found]
+        return check_lengths(
+            SequencePlan(
+                files=tuple(source_file(shard, base) for shard in shards),
+                file_index=np.repeat(np.arange(len(shards)), counts),
+                episode_index=np.concatenate([np.arange(n) for n in counts]),
+                num_states=np.concatenate([f.num_states for f in found]),
+                num_actions=np.concatenate([f.num_actions for f in found]),
+                state_dim=found[0].state_dim,
+                action_dim=found[0].action_dim,
+                attributes=found[0].attributes,
+            )
+        )
+
+    def read(self, plan: SequencePlan) -> EpisodeArrays:
+        """Read each array of the planned episodes in one slice."""
+        path = plan.files[plan.file_index[0]].path
+        first, last = int(plan.episode_index[0]), int(plan.episode_index[-1])
+        with open_hdf5(path) as file:
+            action_ends, state_ends = _ends(file, path)
+            states = slice(int(state_ends[first]), int(state_ends[last + 1]))
+            actions = slice(int(action_ends[first]), int(action_ends[last + 1]))
+            if (states.stop - states.start, actions.stop - actions.start) != (
+                plan.num_states.sum(),
+                plan.num_actions.sum(),
+            ):
+                raise DataError(f"recording changed while it was read: {path}; run the command again")
+            try:
+                columns = [_rows(file[f"{DATA_GROUP}/{key}"][states]) for key in self.state_keys]
+                action = _rows(file[f"{DATA_GROUP}/{self.action_key}"][actions])
+            except OSError as error:
+                raise unreadable(path, error) from None
+        return EpisodeArrays(columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1), action)
+
+    def _inspect_shard(self, path: Path) -> SequencePlan:
+        with open_hdf5(path) as file:
+            action_ends, state_ends = _ends(file, str(path))
+            datasets = {key: _numeric_dataset(file, key, str(path)) for key in (*self.state_keys, self.action_key)}
+            for key, dataset in datasets.items():
+                ends, name = (action_ends, EPISODE_ENDS) if key == self.action_key else (state_ends, STATE_ENDS)
+                if len(dataset) != ends[-1]:
+                    raise DataError(
+                        f"lengths disagree: {path}: {DATA_GROUP}/{key} has {len(dataset)} rows, {name} ends at {ends[-1]}"
+                    )
+            num_states, num_actions = np.diff(state_ends), np.diff(action_ends)
+            wrong = np.flatnonzero((num_states != num_actions + 1) & (num_states != num_actions))
+            if len(wrong):
+                raise DataError(
+                    f"lengths disagree: {path}: episode {wrong[0]} has {num_states[wrong[0]]} states and "
+                    f"{num_actions[wrong[0]]} actions; T actions need T + 1 states (or T, the last action then unused)"
+                )
+            return SequencePlan(
+                files=(),
+                file_index=np.zeros(len(num_states), dtype=np.int64),
+                episode_index=np.arange(len(num_states)),
+                num_states=num_states,
+                num_actions=num_actions,
+                state_dim=sum(_width(datasets[key]) for key in self.state_keys),
+                action_dim=_width(datasets[self.action_key]),
+                attributes=_attributes(file.attrs),
+            )
+
+
+def dims_of(plan: SequencePlan) -> tuple[int, int]:
+    """Return (state_dim, action_dim)."""
+    return plan.state_dim, plan.action_dim
+
+
+def find_shards(root: Path) -> list[Path]:
+    """Return the shard files of a folder in name order, or the file itself."""
+    if root.is_file():
+        return [root]
+    # Temporary names of half-written shards start with a dot.
+    return sorted(p for p in root.glob("*") if p.suffix in SUFFIXES and not p.name.startswith("."))
+
+
+def source_file(path: Path, base: Path) -> SourceFile:
+    """Describe a file on disk."""
+    stat = path.stat()
+    return SourceFile(str(path.resolve()), path.relative_to(base).as_posix(), stat.st_size, stat.st_mtime_ns)
+
+
+def open_hdf5(path: str | Path) -> h5py.File:
+    """Open an HDF5 file for reading.
+
+    Raises:
+        DataError: when the file is missing, truncated or not HDF5.
+    """
+    try:
+        return h5py.File(path, "r")
+    except FileNotFoundError:
+        raise DataError(f"file not found: {path}") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: str | Path, error: Exception) -> DataError:
+    """Return the error for a file that HDF5 cannot read."""
+    reason = " ".join(str(error).split())
+    return DataError(f"file is truncated, corrupt or not HDF5: {path}: {reason}; copy or record it again")
+
+
+def _ends(file: h5py.File, path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the cumulative ends of actions and states with a leading 0, each (episodes + 1,)."""
+    for name in (EPISODE_ENDS, f"{DATA_GROUP}"):
+        if name not in file:
+            raise DataError(f"not a native recording: {path} has no {name!r}; it holds {_found(file)}")
+    ends = [_cumulative(file, EPISODE_ENDS, path)]
+    ends.append(_cumulative(file, STATE_ENDS, path) if STATE_ENDS in file else ends[0])
+    if len(ends[0]) != len(ends[1]):
+        raise DataError(
+            f"lengths disagree: {path}: {EPISODE_ENDS} has {len(ends[0]) - 1} episodes, {STATE_ENDS} {len(ends[1]) - 1}"
+        )
+    return ends[0], ends[1]
+
+
+def _cumulative(file: h5py.File, name: str, path: str) -> np.ndarray:
+    try:
+        ends = np.concatenate([[0], np.asarray(file[name][()]).reshape(-1)]).astype(np.int64)
+    except OSError as error:
+        raise unreadable(path, error) from None
+    if (np.diff(ends) < 0).any():
+        raise DataError(f"{name} must not decrease: {path}: {ends[1:].tolist()[:8]}...")
+    return ends
+
+
+def _numeric_dataset(file: h5py.File, key: str, path: str) -> h5py.Dataset:
+    name = f"{DATA_GROUP}/{key}"
+    if not isinstance(file.get(name), h5py.Dataset):
+        raise DataError(f"key {name!r} is missing: {path} holds {_found(file)}; set shape_meta.obs to the keys wanted")
+    if not np.issubdtype(file[name].dtype, np.number) or np.issubdtype(file[name].dtype, np.complexfloating):
+        raise DataError(f"{name} must be numeric: {path}: it is {file[name].dtype}")
+    return file[name]
+
+
+def _found(file: h5py.File) -> str:
+    names: list[str] = []
+    file.visititems(lambda name, node: names.append(f"{name} {node.shape}") if hasattr(node, "shape") else None)
+    return ", ".join(names[:20]) or "nothing"
+
+
+def _width(dataset: h5py.Dataset) -> int:
+    return int(np.prod(dataset.shape[1:], dtype=np.int64))
+
+
+def _rows(values: np.ndarray) -> np.ndarray:
+    return values.reshape(len(values), -1)
+
+
+def _attributes(attrs: Mapping[str, object]) -> dict[str, str | float]:
+    return {
+        name: value if isinstance(value, str) else float(value)  # type: ignore[arg-type]
+        for name, value in attrs.items()
+        if np.isscalar(value)
+    }

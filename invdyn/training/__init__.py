@@ -1,0 +1,1 @@
+"""The train loop, checkpoints, Ray Train, Ray Tune, tracking."""

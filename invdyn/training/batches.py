@@ -1,0 +1,228 @@
+"""Shuffled batches of encoded transitions: resident on the training device where they fit, else streamed.
+
+Both give chunks of several batches, so that gathering rows and drawing noise cost one call per chunk, not per step.
+The order depends on seed and epoch alone: every worker count sees the same global batches, each rank its share of rows.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from invdyn.errors import ConfigError, DataError
+from invdyn.models.base import InverseDynamics
+from invdyn.transitions.store import Part, TransitionStore
+
+STEPS_PER_CHUNK = 64
+ENCODE_ROWS = 65_536
+STREAM_BLOCK_ROWS = 65_536
+STREAM_POOL_BLOCKS = 8
+RESIDENT_MEMORY_SHARE = 0.5
+
+Rows = tuple[Float[Tensor, "rows context"], Float[Tensor, "rows target"]]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which rows of every global batch a rank trains on.
+
+    Attributes:
+        batch_size: rows of the global batch.
+        rank: this worker.
+        world_size: number of workers.
+    """
+
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.world_size:
+            raise ConfigError(
+                f"batch_size is global and must be divisible by the number of workers: got {self.batch_size} for "
+                f"{self.world_size} workers"
+            )
+
+    def of(self, rows: Tensor) -> Tensor:
+        """Return this rank's rows of a chunk: (steps * batch_size, ...) to (steps, batch_size / world_size, ...)."""
+        local = self.batch_size // self.world_size
+        return rows.view(-1, self.batch_size, *rows.shape[1:])[:, self.rank * local : (self.rank + 1) * local]
+
+
+class Batches(Protocol):
+    """Chunks of shuffled rows of one epoch after another."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps per epoch; rows that do not fill a last batch are left out of that epoch."""
+
+    def epoch(self, epoch: int) -> Iterator[Rows]:
+        """Yield (context, target) of this rank's rows, each (steps, local batch, columns)."""
+
+
+class ResidentBatches:
+    """The whole split in memory on the training device.
+
+    Args:
+        rows: encoded (context, target) of the split.
+        share: global batch and rank.
+        seed: with the epoch, decides the order.
+    """
+
+    def __init__(self, rows: Rows, share: Share, seed: int):
+        self.context, self.target = rows
+        self.share, self.seed = share, seed
+        self.steps_per_epoch = count_steps(len(self.context), share.batch_size)
+
+    def epoch(self, epoch: int) -> Iterator[Rows]:
+        """Yield the epoch's chunks; see `Batches`."""
+        order = torch.randperm(len(self.context), generator=epoch_generator(self.seed, epoch))
+        order = order[: self.steps_per_epoch * self.share.batch_size].to(self.context.device)
+        for index in order.split(STEPS_PER_CHUNK * self.share.batch_size):
+            mine = self.share.of(index)
+            flat = mine.reshape(-1)
+            yield self.context[flat].unflatten(0, mine.shape), self.target[flat].unflatten(0, mine.shape)
+
+
+class StreamingBatches:
+    """A split that does not fit: shuffled blocks of rows, mixed within a pool of several blocks.
+
+    Every rank reads all blocks (from the page cache where ranks share a machine) and trains on its rows. A thread reads
+    and encodes the next pool while the current one is trained on.
+
+    Args:
+        store: the dataset.
+        model: encodes the rows; a copy of it on the CPU is kept.
+        share: global batch and rank.
+        seed: with the epoch, decides the order.
+        device: where chunks go.
+        block_rows: rows read at a time.
+        pool_blocks: blocks that are mixed.
+    """
+
+    def __init__(
+        self,
+        store: TransitionStore,
+        model: InverseDynamics,
+        share: Share,
+        seed: int,
+        device: torch.device,
+        *,
+        block_rows: int = STREAM_BLOCK_ROWS,
+        pool_blocks: int = STREAM_POOL_BLOCKS,
+    ):
+        self.store, self.share, self.seed, self.device = store, share, seed, device
+        self.encoder = copy.deepcopy(model).cpu()
+        self.pool_blocks = pool_blocks
+        self.blocks = [
+            (part, first, min(first + block_rows, part.rows))
+            for part in store.parts("train")
+            for first in range(0, part.rows, block_rows)
+        ]
+        self.steps_per_epoch = count_steps(store.num_rows("train"), share.batch_size)
+
+    def epoch(self, epoch: int) -> Iterator[Rows]:
+        """Yield the epoch's chunks; see `Batches`."""
+        generator = epoch_generator(self.seed, epoch)
+        order = torch.randperm(len(self.blocks), generator=generator).tolist()
+        pools = [order[i : i + self.pool_blocks] for i in range(0, len(order), self.pool_blocks)]
+        chunk_rows = STEPS_PER_CHUNK * self.share.batch_size
+        rest: Rows | None = None
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            pending = reader.submit(self._read_pool, pools[0])
+            for following in [*pools[1:], None]:
+                rows = pending.result()
+                if following is not None:
+                    pending = reader.submit(self._read_pool, following)
+                if rest is not None:
+                    rows = (torch.cat([rest[0], rows[0]]), torch.cat([rest[1], rows[1]]))
+                order_in_pool = torch.randperm(len(rows[0]), generator=generator)
+                step_rows = chunk_rows if following is not None else self.share.batch_size
+                whole = len(order_in_pool) // step_rows * step_rows
+                for index in order_in_pool[:whole].split(chunk_rows):
+                    yield self._to_device(rows, index)
+                left = order_in_pool[whole:]
+                rest = (rows[0][left], rows[1][left])
+
+    def _read_pool(self, pool: list[int]) -> Rows:
+        blocks = [self._read_block(*self.blocks[i]) for i in pool]
+        return torch.cat([context for context, _ in blocks]), torch.cat([target for _, target in blocks])
+
+    def _read_block(self, part: Part, first: int, stop: int) -> Rows:
+        return encode_rows(self.encoder, self.store.read_rows(part, first, stop), torch.device("cpu"))
+
+    def _to_device(self, rows: Rows, index: Tensor) -> Rows:
+        mine = self.share.of(index)
+        flat = mine.reshape(-1)
+        context, target = (values[flat].to(self.device, non_blocking=True) for values in rows)
+        return context.unflatten(0, mine.shape), target.unflatten(0, mine.shape)
+
+
+def encode_rows(model: InverseDynamics, rows: dict[str, np.ndarray], device: torch.device) -> Rows:
+    """Encode physical rows block by block, so that float64 intermediates stay small.
+
+    Args:
+        model: whose `encode` to use; it must be on `device`.
+        rows: columns state, action and next_state.
+        device: where the result lives.
+
+    Returns:
+        (context, target), float32.
+    """
+    total = len(rows["state"])
+    context = torch.empty(total, model.context_dim, device=device)
+    target = torch.empty(total, model.target_dim, device=device)
+    with torch.no_grad():
+        for first in range(0, total, ENCODE_ROWS):
+            block = slice(first, first + ENCODE_ROWS)
+            columns = (torch.from_numpy(rows[name][block]).to(device) for name in ("state", "action", "next_state"))
+            context[block], target[block] = model.encode(*columns)
+    return context, target
+
+
+def load_rows(model: InverseDynamics, store: TransitionStore, split: str, device: torch.device) -> Rows:
+    """Read a split and encode it on `device`."""
+    return encode_rows(model, store.load(split, columns=("state", "action", "next_state")), device)
+
+
+def fits_in_memory(model: InverseDynamics, rows: int, device: torch.device) -> bool:
+    """Return whether the encoded rows take at most half of the free memory of the device."""
+    needed = rows * (model.context_dim + model.target_dim) * 4
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return bool(needed <= RESIDENT_MEMORY_SHARE * free)
+
+
+def count_steps(rows: int, batch_size: int) -> int:
+    """Return the whole batches in `rows`.
+
+    Raises:
+        DataError: when there is not even one.
+    """
+    if rows < batch_size:
+        raise DataError(f"the train split must hold at least one batch: it has {rows} rows, batch_size is {batch_size}")
+    return rows // batch_size
+
+
+def epoch_generator(seed: int, epoch: int, stream: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return the source of randomness of one epoch: a resumed run draws what an uninterrupted one draws.
+
+    Args:
+        seed: of the run.
+        epoch: number of the epoch.
+        stream: separates independent uses within an epoch.
+        device: where it draws.
+    """
+    words = np.random.SeedSequence([seed, epoch, stream]).generate_state(2)
+    return torch.Generator(device).manual_seed(int(words[0]) << 31 ^ int(words[1]))

@@ -1,0 +1,185 @@
+"""Checkpoints: a folder that is written under a temporary name and renamed, so that it is whole or absent.
+
+`model.safetensors` (the weights to use: the moving average where there is one), `config.yaml` (the run), `metrics.json`,
+and `trainer_state.pt` (raw weights, moving average, optimizer, epoch), which is only ever loaded with weights_only=True.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from invdyn.errors import DataError
+from invdyn.models.base import InverseDynamics
+from invdyn.models.registry import build_model
+from invdyn.training.run_config import CONFIG_FILE, RunConfig, resolve_device
+
+CHECKPOINTS = "checkpoints"
+WEIGHTS_FILE = "model.safetensors"
+METRICS_FILE = "metrics.json"
+STATE_FILE = "trainer_state.pt"
+KEEP_LATEST = 2
+SELECTION_METRIC = "val_loss"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint.
+
+    Attributes:
+        folder: where it was loaded from.
+        run_dir: the run's folder; the checkpoint's own folder when it was moved out of its run.
+        model: the model in eval mode on the requested device.
+        config: the run that made it.
+        metrics: metrics at the time of the checkpoint.
+    """
+
+    folder: Path
+    run_dir: Path
+    model: InverseDynamics
+    config: RunConfig
+    metrics: dict[str, float]
+
+
+def save_checkpoint(
+    run_dir: str | Path,
+    config: RunConfig,
+    step: int,
+    weights: dict[str, Tensor],
+    trainer_state: dict[str, Any],
+    metrics: dict[str, float],
+) -> Path:
+    """Write a checkpoint and remove older ones, keeping the latest two and the one with the lowest validation loss.
+
+    Raises:
+        DataError: when it cannot be written; earlier checkpoints are left as they were.
+    """
+    folder = Path(run_dir) / CHECKPOINTS / f"step-{step:09d}"
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary / WEIGHTS_FILE
+        )
+        (temporary / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
+        (temporary / METRICS_FILE).write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+        torch.save(trainer_state, temporary / STATE_FILE)
+        for path in temporary.iterdir():
+            _sync(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"cannot write checkpoint {folder}: {reason}; free some space, then continue with --resume"
+        ) from None
+    _remove_old(folder.parent)
+    return folder
+
+
+def load_checkpoint(path: str | Path, device: str | None = "cpu") -> Checkpoint:
+    """Load a checkpoint folder, or the best checkpoint of a run folder.
+
+    Args:
+        path: a run folder, or a folder that holds `model.safetensors`.
+        device: cpu, cuda, cuda:N or auto.
+
+    Raises:
+        DataError: when there is no whole checkpoint, or weights and config disagree.
+    """
+    folder = find_checkpoint(path)
+    config = RunConfig.load(folder)
+    model = build_model(config.model, config.state_dim, config.action_dim, config.history, config.horizon)
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"checkpoint cannot be loaded: {folder / WEIGHTS_FILE}: {reason}") from None
+    run_dir = folder.parent.parent if folder.parent.name == CHECKPOINTS else folder
+    return Checkpoint(folder, run_dir, model.to(resolve_device(device)).eval(), config, read_metrics(folder))
+
+
+def load_model(path: str | Path, device: str | None = "cpu") -> InverseDynamics:
+    """Load the model of a run or checkpoint folder; see `load_checkpoint`."""
+    return load_checkpoint(path, device).model
+
+
+def load_trainer_state(folder: Path, device: torch.device) -> dict[str, Any]:
+    """Read the trainer's state; only tensors and plain values are accepted.
+
+    Raises:
+        DataError: when the file is missing or holds anything else.
+    """
+    path = folder / STATE_FILE
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"trainer state cannot be loaded: {path}: {reason}; start a new run") from None
+    return state
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Return the checkpoint folder that a path means: itself, or the best one of a run.
+
+    Raises:
+        DataError: when there is none.
+    """
+    path = Path(path)
+    if (path / WEIGHTS_FILE).is_file():
+        return path
+    found = list_checkpoints(path)
+    if not found:
+        what = "holds no finished checkpoint" if path.is_dir() else "does not exist"
+        raise DataError(f"checkpoint not found: {path} {what}; give a run folder made by experiments/train.py")
+    return _best(found)
+
+
+def list_checkpoints(run_dir: str | Path) -> list[Path]:
+    """Return a run's whole checkpoints, oldest first."""
+    return sorted(p for p in (Path(run_dir) / CHECKPOINTS).glob("step-*") if (p / WEIGHTS_FILE).is_file())
+
+
+def read_metrics(folder: Path) -> dict[str, float]:
+    """Read `metrics.json` of a checkpoint.
+
+    Raises:
+        DataError: when it is missing or not JSON.
+    """
+    try:
+        metrics: dict[str, float] = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"checkpoint metrics cannot be read: {folder / METRICS_FILE}: {error}") from None
+    return metrics
+
+
+def _best(checkpoints: list[Path]) -> Path:
+    # Without a validation split there is no such metric: then the latest.
+    scores = [read_metrics(path).get(SELECTION_METRIC) for path in checkpoints]
+    scored = [(score, -i) for i, score in enumerate(scores) if score is not None]
+    return checkpoints[-min(scored)[1]] if scored else checkpoints[-1]
+
+
+def _remove_old(folder: Path) -> None:
+    found = list_checkpoints(folder.parent)
+    keep = {*found[-KEEP_LATEST:], _best(found)}
+    for path in found:
+        if path not in keep:
+            shutil.rmtree(path)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

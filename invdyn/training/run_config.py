@@ -1,0 +1,160 @@
+"""What one training run is: enough to repeat it, saved as `config.yaml` in the run and in every checkpoint."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pydantic import Field, SerializeAsAny, field_validator
+
+from invdyn.config import Config, read_yaml, validate
+from invdyn.errors import ConfigError
+from invdyn.models.recipe import TrainingRecipe
+from invdyn.models.registry import ModelConfig, parse_model_config
+
+CONFIG_FILE = "config.yaml"
+
+
+class TrackingConfig(Config):
+    """Where metrics go beside the local CSV.
+
+    Attributes:
+        mode: of W&B; None for its own environment variables, then online where an account is set up, else offline.
+        project: W&B project.
+        group: W&B group; a sweep's name.
+        name: W&B run name; the run folder's name when None.
+    """
+
+    mode: Literal["online", "offline", "disabled"] | None = None
+    project: str = "invdyn"
+    group: str | None = None
+    name: str | None = None
+
+
+class RunConfig(Config):
+    """One training run.
+
+    Attributes:
+        dataset_name: name of the dataset.
+        dataset_path: absolute path of the transitions folder.
+        dataset_hash: content hash of the dataset; a run only continues on the same rows.
+        state_dim: of the dataset's rows; likewise action_dim, history, horizon.
+        model: the model and its recipe.
+        training: the recipe with the flags applied.
+        run_dir: absolute path of the run's folder.
+        device: auto, cpu, cuda or cuda:N.
+        num_workers: processes that train together.
+        compile: compile forward and backward (needs a C++ compiler).
+        cpu_threads: threads of a CPU worker; networks of these sizes are several times slower on more than one.
+        resident: keep the training rows in memory; None to decide by the memory that is free.
+        val_rows: validation rows used while training.
+        checkpoints: how many checkpoints to write over the run.
+        tracking: W&B.
+        versions: of Python, the packages, and the project's commit.
+    """
+
+    dataset_name: str
+    dataset_path: str
+    dataset_hash: str
+    state_dim: int
+    action_dim: int
+    history: int = 0
+    horizon: int = 1
+    model: SerializeAsAny[ModelConfig]
+    training: TrainingRecipe
+    run_dir: str
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    num_workers: int = Field(default=1, ge=1)
+    compile: bool = False
+    cpu_threads: int = Field(default=1, ge=1)
+    resident: bool | None = None
+    val_rows: int = Field(default=4096, ge=1)
+    checkpoints: int = Field(default=10, ge=1)
+    tracking: TrackingConfig = TrackingConfig()
+    versions: dict[str, str] = Field(default_factory=lambda: current_versions())
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _parse_model(cls, value: Any) -> Any:
+        return value if isinstance(value, ModelConfig) else parse_model_config(value, where="model")
+
+    def to_values(self) -> dict[str, Any]:
+        """Return plain values that `from_values` reads back to an equal config."""
+        return {**self.model_dump(mode="json", exclude={"model"}), "model": self.model.to_values()}
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any], where: str) -> RunConfig:
+        """Validate plain values.
+
+        Raises:
+            ConfigError: naming `where` and the key.
+        """
+        return validate(cls, values, where)
+
+    def to_yaml(self) -> str:
+        """Return `to_values` as YAML."""
+        return yaml.safe_dump(self.to_values(), sort_keys=False)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> RunConfig:
+        """Read `config.yaml` of a run or a checkpoint.
+
+        Raises:
+            ConfigError: when it is missing or not valid.
+        """
+        path = Path(folder) / CONFIG_FILE
+        return cls.from_values(read_yaml(path), where=str(path))
+
+
+def resolve_device(device: str | None) -> torch.device:
+    """Return the device that a config names; auto (None) takes a GPU where there is one.
+
+    Raises:
+        ConfigError: for cuda on a machine without it, or a number that does not exist.
+    """
+    name = device or "auto"
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    resolved = torch.device(name)
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device {name!r} must exist: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu or auto"
+        )
+    return resolved
+
+
+@cache
+def current_versions() -> dict[str, str]:
+    """Return the versions that a result depends on; `commit` ends in + when files differ from it."""
+    packages = ("torch", "numpy", "ray", "h5py", "mujoco", "gymnasium")
+    found = {name: metadata.version(name) for name in ("invdyn", *packages) if _installed(name)}
+    return {"python": platform.python_version(), **found, "commit": git_commit()}
+
+
+def git_commit() -> str:
+    """Return the commit of the source tree, or 'unknown' outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        commit = _git(folder, "rev-parse", "--short=12", "HEAD")
+        return commit + ("+" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

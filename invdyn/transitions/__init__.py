@@ -1,0 +1,1 @@
+"""Transitions (s, a, s'): index math, extraction, the store."""

@@ -1,0 +1,363 @@
+"""Extract transitions from a recording: plan on the driver, one task per segment, manifest last.
+
+Each task reads its own slice of the recording, writes its part files itself and returns a small record; no array
+crosses the object store. A record is also kept on disk, so that a run that was killed continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xxhash
+
+from invdyn.errors import DataError
+from invdyn.sequences.base import EpisodeArrays, SequencePlan, SequenceReader, check_finite
+from invdyn.sequences.registry import open_sequences
+from invdyn.statistics import Moments, merge_moments, transition_features
+from invdyn.transitions.dataset_config import DatasetConfig
+from invdyn.transitions.plan import SPLITS, TRAIN, ExtractionPlan, Segment, make_plan
+from invdyn.transitions.store import (
+    COLUMNS,
+    MANIFEST,
+    SCHEMA_VERSION,
+    Part,
+    TransitionStore,
+    part_name,
+    write_json,
+    write_part,
+)
+from invdyn.transitions.windows import Transitions, Window, make_transitions
+
+if TYPE_CHECKING:
+    import ray.data
+
+PROGRESS_FOLDER = ".progress"
+PLAN_FILE = "plan.json"
+STATISTICS_CHUNK_ROWS = 16_384
+HASH_CHUNK_BYTES = 8 * 2**20
+
+Record = dict[str, Any]
+OnRows = Callable[[int], None]
+
+
+def create_dataset(
+    config: DatasetConfig,
+    *,
+    max_samples: int | None = None,
+    overwrite: bool = False,
+    local: bool = False,
+    num_workers: int | None = None,
+    on_plan: Callable[[ExtractionPlan], None] = lambda plan: None,
+    on_rows: OnRows = lambda rows: None,
+) -> TransitionStore:
+    """Extract the transitions of a recording into `config.transitions_path`.
+
+    The rows, their order and the statistics do not depend on `local` or `num_workers`. A run that was killed continues
+    when it is called again with the same arguments.
+
+    Args:
+        config: the dataset.
+        max_samples: exact number of rows of all splits together; all rows when None or more than there are.
+        overwrite: replace a finished dataset, or one that another plan left unfinished.
+        local: work in this process instead of on Ray (which must otherwise be initialised).
+        num_workers: tasks at a time; as many as Ray has CPUs when None.
+        on_plan: called once with the plan.
+        on_rows: called with the number of rows done whenever a segment is finished.
+
+    Raises:
+        DataError: when the recording is unusable, the folder holds another dataset, or writing fails.
+    """
+    output = Path(config.transitions_path)
+    reader = open_sequences(
+        config.sequence_path,
+        format_name=config.format,
+        state_keys=config.state_keys,
+        action_key=config.shape_meta.action_key if config.shape_meta else None,
+    )
+    sequences = reader.inspect()
+    check_shapes(config, sequences)
+    window = Window(config.gap, config.horizon, config.history)
+    plan = make_plan(
+        sequences,
+        window,
+        dataset_name=config.name,
+        val_ratio=config.val_ratio,
+        test_ratio=config.test_ratio,
+        max_samples=max_samples,
+        segment_bytes=int(config.part_size_mb * 2**20),
+    )
+    plan_hash = hash_plan(config, plan, max_samples)
+    done = open_output(output, plan_hash, overwrite)
+    on_plan(plan)
+    todo = [segment for segment in plan.segments if segment.index not in done]
+    on_rows(sum(_rows_of(record) for record in done.values()))
+    run = _run_local(reader, window, output, todo) if local else _run_on_ray(reader, window, output, todo, num_workers)
+    for record in run:
+        if "error" in record:
+            raise DataError(record["error"])
+        done[record["index"]] = record
+        on_rows(_rows_of(record))
+    records = [done[segment.index] for segment in plan.segments]
+    write_json(output / MANIFEST, make_manifest(config, plan, records, max_samples))
+    _clear_progress(output)
+    return TransitionStore(output)
+
+
+def read_transitions(path: str | Path, split: str = "train") -> ray.data.Dataset:
+    """Return a split as a Ray Data dataset with tensor columns, one block per part.
+
+    Args:
+        path: the transitions folder.
+        split: train, val or test.
+
+    Raises:
+        DataError: when the dataset is missing or unfinished.
+    """
+    import ray.data
+
+    store = TransitionStore(path)
+    files = [{"file": str(store.path.resolve() / part.file)} for part in store.parts(split)]
+
+    def load(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        import h5py
+
+        with h5py.File(str(batch["file"][0]), "r") as file:
+            return {column: file[column][()] for column in COLUMNS}
+
+    return ray.data.from_items(files, override_num_blocks=max(len(files), 1)).map_batches(load, batch_size=1)
+
+
+def check_shapes(config: DatasetConfig, sequences: SequencePlan) -> None:
+    """Check the widths that `shape_meta` states against the recording.
+
+    Raises:
+        DataError: when they differ.
+    """
+    meta = config.shape_meta
+    if meta is None:
+        return
+    stated = {
+        "state": [None if key.shape is None else int(np.prod(key.shape)) for key in meta.obs.values()],
+        "action": [None if meta.action.shape is None else int(np.prod(meta.action.shape))],
+    }
+    for name, found in (("state", sequences.state_dim), ("action", sequences.action_dim)):
+        widths = stated[name]
+        if None not in widths and sum(width or 0 for width in widths) != found:
+            raise DataError(
+                f"shape_meta must match the recording: {name} is stated as {sum(w or 0 for w in widths)} numbers, "
+                f"{config.sequence_path} has {found}"
+            )
+
+
+def hash_plan(config: DatasetConfig, plan: ExtractionPlan, max_samples: int | None) -> str:
+    """Return a hash of all that decides which rows go where."""
+    lengths = np.stack([plan.sequences.num_states, plan.sequences.num_actions, plan.sequences.episode_index])
+    facts = {
+        "schema_version": SCHEMA_VERSION,
+        "config": extraction_config(config),
+        "max_samples": max_samples,
+        "files": [(file.name, file.size, file.mtime_ns) for file in plan.sequences.files],
+        "lengths": hashlib.sha256(lengths.astype("<i8").tobytes()).hexdigest(),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def extraction_config(config: DatasetConfig) -> dict[str, Any]:
+    """Return the config without what does not change a row: paths and collection settings."""
+    return config.model_dump(mode="json", exclude={"buffer_path", "output_path", "collect"})
+
+
+def open_output(output: Path, plan_hash: str, overwrite: bool) -> dict[int, Record]:
+    """Prepare the output folder and return the records that an earlier run of the same plan left.
+
+    Raises:
+        DataError: when the folder holds a finished dataset or another plan, and `overwrite` is not set.
+    """
+    progress = output / PROGRESS_FOLDER
+    plan_file = progress / PLAN_FILE
+    if (output / MANIFEST).exists() and not overwrite:
+        raise DataError(f"dataset exists already: {output}; give --overwrite to replace it")
+    same = plan_file.exists() and _read_json(plan_file).get("plan_hash") == plan_hash
+    if plan_file.exists() and not same and not overwrite:
+        raise DataError(
+            f"{output} holds an unfinished dataset with another plan (config, --max_samples or recording changed); "
+            "give --overwrite to replace it"
+        )
+    if overwrite and not same:
+        _remove_dataset(output)
+    write_json(plan_file, {"plan_hash": plan_hash})
+    records = [_read_json(path) for path in sorted(progress.glob("segment-*.json"))]
+    return {record["index"]: record for record in records if _parts_exist(output, record)}
+
+
+def extract_segment(reader: SequenceReader, window: Window, output: Path, segment: Segment) -> Record:
+    """Extract one segment: read, cut, check, write its parts, and return what the manifest needs of it.
+
+    Raises:
+        DataError: naming file, episode and step of bad values, or the part that could not be written.
+    """
+    arrays = _read(reader, segment.sequences)
+    record: Record = {"index": segment.index, "parts": {}, "moments": None}
+    for index, split in enumerate(SPLITS):
+        limit = np.where(segment.split == index, segment.row_limit, 0)
+        if not limit.any():
+            continue
+        sequences = segment.sequences
+        rows = make_transitions(
+            arrays, window, sequences.num_states, sequences.num_actions, limit, segment.first_episode
+        )
+        name = part_name(split, segment.index)
+        write_part(output / name, rows)
+        record["parts"][split] = asdict(Part(name, len(rows), hash_rows(rows)))
+        if index == TRAIN:
+            record["moments"] = moments_of(rows).to_json()
+    record["sources"] = [
+        {"name": file.name, "size": file.size, "xxh3_128": hash_file(file.path)}
+        for file in (segment.sequences.files[i] for i in segment.hash_files)
+    ]
+    write_json(output / PROGRESS_FOLDER / f"segment-{segment.index:05d}.json", record)
+    return record
+
+
+def moments_of(rows: Transitions) -> Moments:
+    """Return the moments of [transition features, action] of some rows, in chunks that stay in cache."""
+    parts = []
+    for first in range(0, len(rows), STATISTICS_CHUNK_ROWS):
+        chunk = slice(first, first + STATISTICS_CHUNK_ROWS)
+        action = rows.action[chunk].reshape(len(rows.action[chunk]), -1)
+        features = transition_features(rows.state[chunk], rows.next_state[chunk])
+        parts.append(Moments.of_rows(np.concatenate([features, action], axis=1)))
+    return merge_moments(parts)
+
+
+def hash_rows(rows: Transitions) -> str:
+    """Return the XXH3-128 of the columns' bytes, in `COLUMNS` order."""
+    digest = xxhash.xxh3_128()
+    for column in COLUMNS:
+        digest.update(np.ascontiguousarray(getattr(rows, column)).data)
+    return digest.hexdigest()
+
+
+def hash_file(path: str | Path) -> str:
+    """Return the XXH3-128 of a file's bytes."""
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while block := file.read(HASH_CHUNK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def make_manifest(
+    config: DatasetConfig, plan: ExtractionPlan, records: list[Record], max_samples: int | None
+) -> dict[str, Any]:
+    """Assemble the manifest from the records in plan order."""
+    moments = merge_moments(Moments.from_json(record["moments"]) for record in records if record["moments"])
+    parts = {split: [r["parts"][split] for r in records if split in r["parts"]] for split in SPLITS}
+    content = xxhash.xxh3_128(json.dumps([[p["file"], p["xxh3_128"]] for s in SPLITS for p in parts[s]]).encode())
+    used = plan.row_limit > 0
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": config.name,
+        "content_hash": content.hexdigest(),
+        "row": {
+            "state_dim": plan.sequences.state_dim,
+            "action_dim": plan.sequences.action_dim,
+            **asdict(plan.window),
+            "state_keys": list(config.state_keys) if config.state_keys else None,
+        },
+        "num_rows": plan.num_rows,
+        "splits": {
+            split: {
+                "rows": plan.split_rows(index),
+                "episodes": int((used & (plan.split == index)).sum()),
+                "parts": parts[split],
+            }
+            for index, split in enumerate(SPLITS)
+        },
+        "drops": plan.drops,
+        "config": extraction_config(config),
+        "max_samples": max_samples,
+        "recording": plan.sequences.attributes,
+        "sources": [source for record in records for source in record["sources"]],
+        "statistics": moments.to_json(),
+    }
+
+
+def _read(reader: SequenceReader, sequences: SequencePlan) -> EpisodeArrays:
+    read = []
+    for plan in sequences.by_file():
+        arrays = reader.read(plan)
+        check_finite(arrays, plan)
+        read.append(arrays)
+    if len(read) == 1:
+        return read[0]
+    return EpisodeArrays(np.concatenate([a.state for a in read]), np.concatenate([a.action for a in read]))
+
+
+def _run_local(reader: SequenceReader, window: Window, output: Path, segments: Iterable[Segment]) -> Iterator[Record]:
+    return (_record_or_error(reader, window, output, segment) for segment in segments)
+
+
+def _run_on_ray(
+    reader: SequenceReader, window: Window, output: Path, segments: list[Segment], num_workers: int | None
+) -> Iterator[Record]:
+    """Map the segments with Ray Data, one block each, and yield the records as they come."""
+    if not segments:
+        return
+    import ray.data
+
+    by_index = {segment.index: segment for segment in segments}
+
+    def run(row: dict[str, Any]) -> dict[str, str]:
+        return {"record": json.dumps(_record_or_error(reader, window, output, by_index[row["segment"]]))}
+
+    dataset = ray.data.from_items([{"segment": index} for index in by_index], override_num_blocks=len(segments))
+    for row in dataset.map(run, num_cpus=1, concurrency=num_workers).iter_rows():
+        yield json.loads(row["record"])
+
+
+def _record_or_error(reader: SequenceReader, window: Window, output: Path, segment: Segment) -> Record:
+    # Bad data is an answer, not a fault of the worker: raised there, Ray would retry and wrap it.
+    try:
+        return extract_segment(reader, window, output, segment)
+    except DataError as error:
+        return {"index": segment.index, "error": str(error)}
+
+
+def _rows_of(record: Record) -> int:
+    return sum(int(part["rows"]) for part in record["parts"].values())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"progress file is not valid JSON: {path}: {error}; give --overwrite to start anew") from None
+    return values
+
+
+def _parts_exist(output: Path, record: Record) -> bool:
+    return all((output / part["file"]).is_file() for part in record["parts"].values())
+
+
+def _remove_dataset(output: Path) -> None:
+    """Remove what this module writes, and nothing else: the manifest first, so that the dataset is never half right."""
+    (output / MANIFEST).unlink(missing_ok=True)
+    for split in SPLITS:
+        for path in (output / split).glob("*part-*.h5*"):
+            path.unlink()
+    _clear_progress(output)
+
+
+def _clear_progress(output: Path) -> None:
+    progress = output / PROGRESS_FOLDER
+    for path in progress.glob("*"):
+        path.unlink()
+    if progress.is_dir():
+        progress.rmdir()

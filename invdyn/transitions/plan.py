@@ -1,0 +1,206 @@
+"""Plan an extraction: split by episode, limit the rows, cut into segments. Pure: the same recording, the same plan."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from invdyn.errors import DataError
+from invdyn.sequences.base import SequencePlan
+from invdyn.transitions.windows import Window
+
+SPLITS = ("train", "val", "test")
+TRAIN, VAL, TEST = range(len(SPLITS))
+
+PerEpisode = Int[np.ndarray, "episodes"]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One task: consecutive episodes of the recording, and what is wanted of each.
+
+    Attributes:
+        index: number of the segment, and of the parts it writes.
+        first_episode: number of its first episode in the whole recording.
+        sequences: the plan of its episodes alone.
+        split: (episodes,) index into `SPLITS`.
+        row_limit: (episodes,) rows wanted of each episode.
+        hash_files: which of its files, by index into `sequences.files`, this task hashes.
+    """
+
+    index: int
+    first_episode: int
+    sequences: SequencePlan
+    split: PerEpisode
+    row_limit: PerEpisode
+    hash_files: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ExtractionPlan:
+    """All segments in order, and what is dropped before any row is made.
+
+    Attributes:
+        sequences: the recording.
+        window: what a row holds.
+        segments: the tasks.
+        split: (episodes,) index into `SPLITS`.
+        row_limit: (episodes,) rows wanted of each episode.
+        drops: actions that start no row, by reason.
+    """
+
+    sequences: SequencePlan
+    window: Window
+    segments: tuple[Segment, ...]
+    split: PerEpisode
+    row_limit: PerEpisode
+    drops: dict[str, int]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all splits."""
+        return int(self.row_limit.sum())
+
+    def split_rows(self, split: int) -> int:
+        """Rows of one split."""
+        return int(self.row_limit[self.split == split].sum())
+
+
+def make_plan(
+    sequences: SequencePlan,
+    window: Window,
+    *,
+    dataset_name: str,
+    val_ratio: float,
+    test_ratio: float,
+    max_samples: int | None = None,
+    segment_bytes: int = 64 * 2**20,
+) -> ExtractionPlan:
+    """Plan the extraction of a recording.
+
+    Args:
+        sequences: the recording.
+        window: what a row holds.
+        dataset_name: goes into the hash that ranks the episodes.
+        val_ratio: share of episodes for validation.
+        test_ratio: share of episodes for the test.
+        max_samples: rows wanted in all; shared out in proportion to each split's rows, taken from its first episodes.
+        segment_bytes: size of the recording's slice that one task extracts.
+
+    Raises:
+        DataError: when there are too few episodes for the splits, or no rows for one of them.
+    """
+    split = split_episodes(sequences, dataset_name, val_ratio, test_ratio)
+    available = window.num_rows(sequences.num_states, sequences.num_actions)
+    drops = window.count_drops(sequences.num_states, sequences.num_actions)
+    if available.sum() == 0:
+        raise DataError(
+            f"no transitions left: gap {window.gap}, horizon {window.horizon} and history {window.history} need longer "
+            f"episodes; the longest of {sequences.num_episodes} has {sequences.num_states.max()} states"
+        )
+    row_limit = limit_rows(available, split, max_samples)
+    drops["max_samples"] = int(available.sum() - row_limit.sum())
+    for index, name in enumerate(SPLITS):
+        if (split == index).any() and row_limit[split == index].sum() == 0:
+            raise DataError(
+                f"no transitions left for the {name} split: {drops}; record more episodes, raise --max_samples, or "
+                f"set {name}_ratio to 0"
+            )
+    segments = cut_segments(sequences, split, row_limit, segment_bytes)
+    return ExtractionPlan(sequences, window, segments, split, row_limit, drops)
+
+
+def split_episodes(sequences: SequencePlan, dataset_name: str, val_ratio: float, test_ratio: float) -> PerEpisode:
+    """Assign episodes to splits by the rank of a stable hash: the same on any machine, in any file order.
+
+    Validation and test each get their share of the episodes, rounded, at least one where the ratio is above 0.
+
+    Returns:
+        (episodes,) index into `SPLITS`.
+
+    Raises:
+        DataError: when no episode would be left for training.
+    """
+    total = sequences.num_episodes
+    num_val, num_test = (max(1, round(ratio * total)) if ratio > 0 else 0 for ratio in (val_ratio, test_ratio))
+    if num_val + num_test >= total:
+        raise DataError(
+            f"each split needs an episode of its own: {total} episodes cannot give {num_val} to val, {num_test} to test "
+            "and one to train; record more, or set val_ratio or test_ratio to 0"
+        )
+    names = (f"{dataset_name}/{sequences.episode_id(i)}".encode() for i in range(total))
+    keys = np.array([int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") for name in names], np.uint64)
+    ranked = np.argsort(keys, kind="stable")
+    split = np.full(total, TRAIN, dtype=np.int64)
+    split[ranked[:num_val]] = VAL
+    split[ranked[num_val : num_val + num_test]] = TEST
+    return split
+
+
+def limit_rows(available: PerEpisode, split: PerEpisode, max_samples: int | None) -> PerEpisode:
+    """Return the rows to take of each episode so that all together are min(max_samples, available), exactly.
+
+    Each split gets its share of `max_samples` by the largest-remainder rule, at least one row where it has any and
+    `max_samples` allows; within a split the first episodes are used up first.
+    """
+    total = int(available.sum())
+    if max_samples is None or max_samples >= total:
+        return available.copy()
+    rows = np.array([available[split == index].sum() for index in range(len(SPLITS))])
+    share = _apportion(rows, max_samples)
+    result = np.zeros_like(available)
+    for index, wanted in enumerate(share):
+        mine = np.flatnonzero(split == index)
+        before = np.cumsum(available[mine]) - available[mine]
+        result[mine] = np.clip(wanted - before, 0, available[mine])
+    return result
+
+
+def _apportion(rows: Int[np.ndarray, "splits"], total: int) -> Int[np.ndarray, "splits"]:
+    exact = rows * total / rows.sum()
+    share = np.minimum(np.floor(exact).astype(np.int64), rows)
+    by_remainder = np.argsort(share - exact, kind="stable")
+    share[by_remainder[: total - share.sum()]] += 1
+    for empty in np.flatnonzero((share == 0) & (rows > 0)):
+        largest = int(share.argmax())
+        if share[largest] > 1:
+            share[[empty, largest]] += (1, -1)
+    return share
+
+
+def cut_segments(
+    sequences: SequencePlan, split: PerEpisode, row_limit: PerEpisode, segment_bytes: int
+) -> tuple[Segment, ...]:
+    """Cut the episodes into segments of about `segment_bytes`, counting float64 states and actions.
+
+    Episodes after the last wanted row are left out; small files share a segment, large files are cut between episodes.
+    """
+    wanted = np.flatnonzero(row_limit)
+    stop_all = int(wanted[-1]) + 1
+    episode_bytes = 8 * (sequences.num_states * sequences.state_dim + sequences.num_actions * sequences.action_dim)
+    ends = np.cumsum(episode_bytes[:stop_all])
+    segments: list[Segment] = []
+    first = int(wanted[0])
+    hashed = 0
+    while first < stop_all:
+        limit = (ends[first - 1] if first else 0) + segment_bytes
+        stop = min(max(int(np.searchsorted(ends, limit, side="right")), first + 1), stop_all)
+        if row_limit[first:stop].any():
+            first_file, last_file = int(sequences.file_index[first]), int(sequences.file_index[stop - 1])
+            hash_files = tuple(range(max(hashed - first_file, 0), last_file - first_file + 1))
+            hashed = last_file + 1
+            segments.append(
+                Segment(
+                    index=len(segments),
+                    first_episode=first,
+                    sequences=sequences.slice(first, stop),
+                    split=split[first:stop],
+                    row_limit=row_limit[first:stop],
+                    hash_files=hash_files,
+                )
+            )
+        first = stop
+    return tuple(segments)

@@ -1,0 +1,212 @@
+"""The transition store: part files per split, and a manifest that is written last."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from jaxtyping import Num
+
+from invdyn.errors import DataError
+from invdyn.statistics import Moments
+from invdyn.transitions.plan import SPLITS
+from invdyn.transitions.windows import Transitions
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+COLUMNS = ("state", "action", "next_state", "episode", "step")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part file: its path in the store, rows, and the hash of its columns' bytes."""
+
+    file: str
+    rows: int
+    xxh3_128: str
+
+
+def part_name(split: str, index: int) -> str:
+    """Return the path of a part within the store."""
+    return f"{split}/part-{index:05d}.h5"
+
+
+class TransitionStore:
+    """A finished dataset of transitions on disk.
+
+    Raises:
+        DataError: when the folder is missing, unfinished, or of another schema version.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        manifest = self.path / MANIFEST
+        if not self.path.is_dir():
+            raise DataError(f"dataset not found: {self.path}; make it with experiments/create_dataset.py")
+        if not manifest.is_file():
+            raise DataError(
+                f"dataset is unfinished: {self.path} has no {MANIFEST}; run experiments/create_dataset.py again to finish it"
+            )
+        try:
+            self.manifest: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"manifest is not valid JSON: {manifest}: {error}; rebuild with --overwrite") from None
+        version = self.manifest.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise DataError(
+                f"dataset schema must be version {SCHEMA_VERSION}, {manifest} has {version}; rebuild with --overwrite"
+            )
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{split} {self.num_rows(split):,}" for split in SPLITS)
+        return f"TransitionStore({self.path}, rows: {rows})"
+
+    @property
+    def state_dim(self) -> int:
+        """Numbers in one state."""
+        return int(self.manifest["row"]["state_dim"])
+
+    @property
+    def action_dim(self) -> int:
+        """Numbers in one action."""
+        return int(self.manifest["row"]["action_dim"])
+
+    @property
+    def history(self) -> int:
+        """Past states beside the current one."""
+        return int(self.manifest["row"]["history"])
+
+    @property
+    def horizon(self) -> int:
+        """Actions per row."""
+        return int(self.manifest["row"]["horizon"])
+
+    @property
+    def gap(self) -> int:
+        """Steps from state to next_state."""
+        return int(self.manifest["row"]["gap"])
+
+    @property
+    def content_hash(self) -> str:
+        """Hash over all rows of all splits, from the manifest."""
+        return str(self.manifest["content_hash"])
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Statistics of the train rows."""
+        return Moments.from_json(self.manifest["statistics"])
+
+    def num_rows(self, split: str) -> int:
+        """Rows of a split."""
+        return sum(part.rows for part in self.parts(split))
+
+    def parts(self, split: str) -> list[Part]:
+        """Part files of a split in order.
+
+        Raises:
+            DataError: for a name that is not a split.
+        """
+        if split not in SPLITS:
+            raise DataError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        return [Part(**part) for part in self.manifest["splits"][split]["parts"]]
+
+    def load(self, split: str, *, columns: tuple[str, ...] = COLUMNS) -> dict[str, np.ndarray]:
+        """Read a split into memory, each column straight into one array.
+
+        Returns:
+            Column name to array of all rows of the split; shapes as in `Transitions`.
+
+        Raises:
+            DataError: when a part is missing, corrupt, or does not hold the rows that the manifest says.
+        """
+        parts = self.parts(split)
+        result: dict[str, np.ndarray] = {}
+        first = 0
+        for part in parts:
+            with self._open(part) as file:
+                for column in columns:
+                    dataset = file[column]
+                    if column not in result:
+                        result[column] = np.empty((self.num_rows(split), *dataset.shape[1:]), dataset.dtype)
+                    if part.rows:
+                        dataset.read_direct(result[column], dest_sel=np.s_[first : first + part.rows])
+            first += part.rows
+        return result or {column: self._empty(column) for column in columns}
+
+    def iter_parts(self, split: str) -> Iterator[Transitions]:
+        """Read a split part by part."""
+        for part in self.parts(split):
+            with self._open(part) as file:
+                yield Transitions(**{column: file[column][()] for column in COLUMNS})
+
+    def read_rows(self, part: Part, first: int, stop: int) -> dict[str, np.ndarray]:
+        """Read the rows `first` to `stop` of one part: state, action and next_state."""
+        with self._open(part) as file:
+            return {column: file[column][first:stop] for column in COLUMNS[:3]}
+
+    def _open(self, part: Part) -> h5py.File:
+        path = self.path / part.file
+        try:
+            file = h5py.File(path, "r")
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"part cannot be read: {path}: {reason}; rebuild with --overwrite") from None
+        if any(column not in file or len(file[column]) != part.rows for column in COLUMNS):
+            file.close()
+            raise DataError(
+                f"part must hold {part.rows} rows of {', '.join(COLUMNS)}: {path}; rebuild with --overwrite"
+            )
+        return file
+
+    def _empty(self, column: str) -> Num[np.ndarray, "..."]:
+        if column in ("episode", "step"):
+            return np.empty(0, np.int64)
+        action = (self.action_dim,) if self.horizon == 1 else (self.horizon, self.action_dim)
+        shapes = {"state": (self.state_dim * (self.history + 1),), "action": action, "next_state": (self.state_dim,)}
+        return np.empty((0, *shapes[column]), np.float32)
+
+
+def write_part(path: Path, rows: Transitions) -> None:
+    """Write one part under a temporary name, then rename it.
+
+    Raises:
+        DataError: when the disk is full or the folder cannot be written; no file is left under the final name.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(temporary, "w") as file:
+            for column in COLUMNS:
+                file.create_dataset(column, data=getattr(rows, column), track_times=False)
+            file.flush()
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # h5py reports a failed flush or close as RuntimeError
+        temporary.unlink(missing_ok=True)
+        reason = " ".join(str(error).split())
+        raise DataError(f"cannot write {path}: {reason}; free some space or set output_path, then run again") from None
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON under a temporary name, flush it to disk, then rename it.
+
+    Raises:
+        DataError: when it cannot be written; an older file of that name is left as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(values, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"cannot write {path}: {error}; free some space or choose another folder") from None

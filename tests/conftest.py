@@ -1,0 +1,69 @@
+"""Quiet, offline, single-threaded processes; one Ray instance for the session; shapes checked at run time."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before anything imports ray, wandb or torch: they read these once. Forced, so that no test can reach an account.
+os.environ.update(
+    {
+        "OMP_NUM_THREADS": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_DEDUP_LOGS": "1",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "MPLBACKEND": "Agg",
+        "WANDB_MODE": "offline",
+        "WANDB_SILENT": "true",
+    }
+)
+os.environ.pop("RAY_ADDRESS", None)
+
+import pytest
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# Parts whose array shapes are annotated: in the tests every call checks them. Must come before they are imported.
+install_import_hook(["invdyn.statistics", "invdyn.models"], "beartype.beartype")
+
+# A shared machine is slow at times, which is not a failure; the same examples on every run.
+settings.register_profile("invdyn", deadline=None, derandomize=True)
+settings.load_profile("invdyn")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository."""
+    return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def tmp_cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that is also the working directory: relative outputs land here."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _single_threaded_torch() -> None:
+    """Keep torch, where a test module has imported it, from fighting itself over shared cores."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One Ray instance of this process for all tests; never a cluster that happens to run on this machine.
+
+    Eight logical CPUs on any machine, so that nested workers never wait for one another. The dashboard stays on:
+    stopping a trial that has workers of its own needs it.
+    """
+    import ray
+
+    ray.init(address="local", num_cpus=8, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from invdyn.errors import DataError
+from invdyn.evaluation.metrics import energy_score, flat_actions, nrmse, nrmse_per_dim, r2_per_dim, varying_std
+from invdyn.statistics import Moments
+
+
+@pytest.fixture
+def truth() -> np.ndarray:
+    return np.random.default_rng(0).normal([1.0, -2.0], [3.0, 0.1], (4000, 2))
+
+
+def test_a_perfect_prediction_scores_zero_error_and_r2_one(truth: np.ndarray) -> None:
+    std = truth.std(axis=0)
+    assert nrmse(truth, truth, std) == 0
+    assert r2_per_dim(truth, truth).tolist() == [1, 1]
+    assert energy_score(np.stack([truth, truth]), truth, std) == 0
+
+
+def test_the_mean_action_scores_one_and_r2_zero(truth: np.ndarray) -> None:
+    mean = np.broadcast_to(truth.mean(axis=0), truth.shape)
+    np.testing.assert_allclose(nrmse_per_dim(mean, truth, truth.std(axis=0)), [1, 1], rtol=1e-12)
+    assert nrmse(mean, truth, truth.std(axis=0)) == pytest.approx(1.0, rel=1e-12)
+    np.testing.assert_allclose(r2_per_dim(mean, truth), [0, 0], atol=1e-12)
+
+
+def test_a_known_offset_is_measured_in_units_of_std(truth: np.ndarray) -> None:
+    std = np.array([2.0, 0.5])
+    shifted = truth + 1.0
+    np.testing.assert_allclose(nrmse_per_dim(shifted, truth, std), [0.5, 2.0])
+    assert nrmse(shifted, truth, std) == pytest.approx(math.sqrt((0.25 + 4.0) / 2))
+
+
+def test_a_constant_dimension_is_left_out(truth: np.ndarray) -> None:
+    truth[:, 1] = 7.0
+    prediction = truth + np.array([3.0, 100.0])
+    std = varying_std(Moments.of_rows(truth), slice(None))
+    assert np.isnan(std[1])
+    assert nrmse(prediction, truth, std) == pytest.approx(nrmse(prediction[:, :1], truth[:, :1], std[:1]))
+    assert np.isnan(nrmse_per_dim(prediction, truth, std)[1])
+    assert np.isnan(r2_per_dim(prediction, truth)[1])
+    assert energy_score(np.stack([prediction] * 2), truth, std) == pytest.approx(3.0 / std[0])
+
+
+def test_rounding_noise_is_not_a_signal() -> None:
+    # The same float32 number but for its last bit.
+    rows = np.where(np.arange(100) % 2, np.float32(7.0), np.nextafter(np.float32(7.0), np.float32(8.0)))[:, None]
+    with pytest.raises(DataError, match="must vary"):
+        varying_std(Moments.of_rows(rows.astype(np.float64)), slice(None))
+
+
+@pytest.mark.parametrize("num_samples", [2, 8])
+def test_the_energy_score_of_the_true_gaussian_has_its_closed_form(num_samples: int) -> None:
+    """E|X - a| - E|X - X'| / 2 = 1/sqrt(pi) for X, X', a ~ N(0, 1): unbiased, so for any number of samples."""
+    draws = np.random.default_rng(1).normal(size=(num_samples + 1, 200_000, 1))
+    score = energy_score(draws[1:], draws[0], np.ones(1))
+    assert score == pytest.approx(1 / math.sqrt(math.pi), abs=0.01)
+
+
+def test_the_energy_score_of_a_point_is_its_mean_distance() -> None:
+    samples = np.broadcast_to([3.0, 4.0], (4, 10, 2))
+    assert energy_score(samples, np.zeros((10, 2)), np.ones(2)) == pytest.approx(5.0)
+    assert energy_score(samples, np.zeros((10, 2)), np.array([3.0, 4.0])) == pytest.approx(math.sqrt(2))
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(0.0, 0.0), (3.0, 0.0), (1.0, 1.0)])
+def test_the_energy_score_is_lowest_for_the_true_distribution(scale: float, shift: float) -> None:
+    draws = np.random.default_rng(2).normal(size=(9, 50_000, 1))
+    other = energy_score(draws[1:] * scale + shift, draws[0], np.ones(1))
+    assert energy_score(draws[1:], draws[0], np.ones(1)) < other - 0.05
+
+
+def test_actions_of_a_horizon_are_laid_side_by_side() -> None:
+    action = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
+    assert flat_actions(action).tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]

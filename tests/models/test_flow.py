@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from invdyn.errors import ConfigError
+from invdyn.models import FlowInverseDynamics
+from invdyn.models.flow import PredictionKind
+from invdyn.models.velocity import NetworkKind
+from tests.models.rows import make_rows, moments_of
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("network", ["unet", "mlp"])
+@pytest.mark.parametrize("prediction", ["velocity", "target"])
+def test_sampling_is_euler_on_the_plain_network(network: NetworkKind, prediction: PredictionKind) -> None:
+    rows = make_rows(rows=16)
+    model = FlowInverseDynamics(3, 2, 4, (8, 8), network=network, prediction=prediction)
+    model.fit_normalization(moments_of(rows))
+    context, mean = model.encode_transition(rows.state, rows.next_state)
+    x = torch.randn(1, 16, 2, generator=seeded(3))[0]
+    for step in range(4):
+        t = torch.full((16, 1), step / 4)
+        output = model.network(x, t, context)
+        x = x + 0.25 * (output if prediction == "velocity" else (output - x) / (1 - t))
+    sample = model.sample(rows.state, rows.next_state, num_inference_steps=4, generator=seeded(3))
+    torch.testing.assert_close(sample, model.decode(x[None], mean), rtol=1e-4, atol=1e-5)
+
+
+def test_one_step_of_target_prediction_returns_the_prediction() -> None:
+    rows = make_rows(rows=16)
+    model = FlowInverseDynamics(3, 2, 4, (8, 8), prediction="target")
+    context, mean = model.encode_transition(rows.state, rows.next_state)
+    x_0 = torch.randn(1, 16, 2, generator=seeded(3))
+    expected = model.network(x_0[0], torch.zeros(16, 1), context)
+    sample = model.sample(rows.state, rows.next_state, num_inference_steps=1, generator=seeded(3))
+    torch.testing.assert_close(sample, model.decode(expected[None], mean), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "target"])
+def test_the_loss_is_zero_for_the_exact_prediction(prediction: PredictionKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = FlowInverseDynamics(3, 2, 4, (8, 8), prediction=prediction)
+    target = torch.tensor([[1.0, -2.0]]).repeat(64, 1)
+
+    def exact(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        return (target - x) / (1 - t) if prediction == "velocity" else target
+
+    monkeypatch.setattr(model.network, "forward", exact)
+    noise = model.draw_noise(64, seeded(0))
+    assert model.encoded_loss(torch.zeros(64, 6), target, noise).item() < 1e-6
+    assert model.encoded_loss(torch.zeros(64, 6), target + 1.0, noise).item() > 0.1
+
+
+def test_noise_is_standard_normal_and_times_are_uniform() -> None:
+    x_0, t = FlowInverseDynamics(3, 2, 4, (8,)).draw_noise(20_000, seeded(0))
+    assert x_0.mean(dim=0).abs().max() < 0.03
+    assert (x_0.std(dim=0) - 1).abs().max() < 0.03
+    assert t.min() >= 0
+    assert t.max() < 1
+    assert t.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert t.std().item() == pytest.approx(12**-0.5, abs=0.01)
+
+
+def trained(state: Tensor, action: Tensor, next_state: Tensor, steps: int, **options: Any) -> FlowInverseDynamics:
+    torch.manual_seed(0)
+    model = FlowInverseDynamics(1, 1, 8, (64, 64), network="mlp", **options)
+    rows = make_rows(rows=2)._replace(state=state, action=action, next_state=next_state)
+    model.fit_normalization(moments_of(rows))
+    encoded = model.encode(*rows)
+    generator = seeded(0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=4e-3, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        batch = torch.randint(len(state), (256,), generator=generator)
+        model.encoded_loss(*(rows[batch] for rows in encoded), model.draw_noise(256, generator)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    return model
+
+
+def test_a_gaussian_posterior_is_recovered() -> None:
+    """Action = sin(2 (s' - s)) + (0.2 + 0.2 [s > 0]) noise: mean and spread both depend on the transition."""
+    generator = seeded(1)
+    state, change, noise = (torch.randn(32768, 1, generator=generator) for _ in range(3))
+    action = torch.sin(2 * change) + (0.2 + 0.2 * (state > 0)) * noise
+    model = trained(state, action, state + change, steps=1000)
+    probe_state, probe_change = torch.tensor([[-1.0], [1.0]]), torch.tensor([[0.5], [-0.3]])
+    samples = model.sample(probe_state, probe_state + probe_change, 4000, num_inference_steps=20, generator=generator)
+    mean, spread = samples.mean(dim=0)[:, 0], samples.std(dim=0)[:, 0]
+    torch.testing.assert_close(mean, torch.sin(2 * probe_change)[:, 0], rtol=0, atol=0.08)
+    torch.testing.assert_close(spread, torch.tensor([0.2, 0.4]), rtol=0, atol=0.08)
+
+
+def test_both_branches_of_a_bimodal_posterior_are_sampled() -> None:
+    """s' - s = action^2: both square roots are right, and their mean, 0, is wrong."""
+    generator = seeded(1)
+    sign = torch.randint(2, (32768, 1), generator=generator) * 2.0 - 1.0
+    root = 0.5 + torch.rand(32768, 1, generator=generator)
+    state = torch.randn(32768, 1, generator=generator)
+    model = trained(state, sign * root, state + root**2, steps=1000)
+    change = torch.tensor([[0.5], [1.5]])
+    samples = model.sample(torch.zeros(2, 1), change, 2000, num_inference_steps=30, generator=generator)[..., 0]
+    share = (samples > 0).float().mean(dim=0)
+    assert ((share > 0.4) & (share < 0.6)).all()
+    median = samples.abs().median(dim=0).values
+    torch.testing.assert_close(median, change[:, 0].sqrt(), rtol=0, atol=0.08)
+    assert (samples.abs() > 0.3).float().mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"diffusion_step_embed_dim": 5}, "diffusion_step_embed_dim must be even and positive, got 5"),
+        ({"down_dims": ()}, r"down_dims must be one or more positive widths, got \[\]"),
+        ({"down_dims": (8, 0)}, r"down_dims must be one or more positive widths, got \[8, 0\]"),
+        ({"solver": "heun"}, "solver must be one of euler, midpoint"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be 1 or more, got 0"),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        FlowInverseDynamics(3, 2, **options)
+
+
+def test_bad_arguments_of_sample() -> None:
+    model = FlowInverseDynamics(3, 2, 4, (8,))
+    with pytest.raises(ConfigError, match="num_inference_steps must be 1 or more, got 0"):
+        model.sample(torch.zeros(1, 3), torch.zeros(1, 3), num_inference_steps=0)
+    with pytest.raises(ConfigError, match="solver must be one of euler, midpoint, got 'rk4'"):
+        model.sample(torch.zeros(1, 3), torch.zeros(1, 3), solver="rk4")
+
+
+COMPILE = """
+import torch
+from invdyn.models import FlowInverseDynamics
+for network in ("unet", "mlp"):
+    model = FlowInverseDynamics(3, 2, 4, (8, 8), network=network)
+    context, target, noise = torch.randn(5, 6), torch.randn(5, 2), model.draw_noise(5)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(context, target, *noise), model(context, target, *noise))
+"""
+
+
+@pytest.mark.slow
+def test_the_loss_compiles_without_graph_breaks() -> None:
+    """In a process of its own: the shape checks of the test session would break the graph."""
+    subprocess.run([sys.executable, "-c", COMPILE], check=True, timeout=300)

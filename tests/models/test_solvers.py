@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from invdyn.errors import ConfigError
+from invdyn.models.solvers import SOLVERS, get_solver
+
+
+def growth(x: Tensor, t: float) -> Tensor:
+    """dx/dt = x cos t, so x(1) = x(0) e^(sin 1)."""
+    return x * math.cos(t)
+
+
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("midpoint", 2)])
+def test_order_of_convergence(name: str, order: int) -> None:
+    x_0 = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    exact = x_0 * math.exp(math.sin(1.0))
+    errors = [(SOLVERS[name].integrate(growth, x_0, steps) - exact).abs().max() for steps in (40, 80)]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.05)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 100])
+def test_the_end_is_never_evaluated(name: str, steps: int) -> None:
+    times: list[float] = []
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        times.append(t)
+        return torch.ones_like(x)
+
+    x_1 = SOLVERS[name].integrate(velocity, torch.zeros(2), steps)
+    torch.testing.assert_close(x_1, torch.ones(2))
+    assert len(times) == steps * SOLVERS[name].evaluations_per_step
+    assert times[0] == 0.0
+    assert max(times) <= 1.0 - 0.5 / steps + 1e-12
+
+
+def test_the_start_is_left_as_it_was() -> None:
+    x_0 = torch.zeros(2)
+    SOLVERS["midpoint"].integrate(lambda x, t: torch.ones_like(x), x_0, 3)
+    assert not x_0.any()
+
+
+def test_unknown_solver() -> None:
+    with pytest.raises(ConfigError, match="solver must be one of euler, midpoint, got 'heun'"):
+        get_solver("heun")
