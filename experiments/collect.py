@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from common import add_common_arguments, connect, run_command
 
@@ -26,19 +26,53 @@ def main() -> None:
     dataset = load_config(DatasetConfig, args.config, args.overrides)
     config = collect_section(dataset, args)
     EpisodeRecorder(config).close()  # every check of the config, before anything is written or started
+    print(
+        record(
+            dataset,
+            config,
+            overwrite=args.overwrite,
+            local=args.local,
+            num_workers=args.num_workers,
+            start=lambda: connect(args),
+        )
+    )
+
+
+def record(
+    dataset: DatasetConfig,
+    config: CollectConfig,
+    *,
+    overwrite: bool = False,
+    local: bool = False,
+    num_workers: int | None = None,
+    start: Callable[[], None] = lambda: None,
+) -> str:
+    """Record a dataset's sequences with a progress bar, and return a summary.
+
+    Args:
+        dataset: says where.
+        config: says what.
+        overwrite: remove the shards of an earlier recording first.
+        local: in this process, without Ray.
+        num_workers: shards at a time on Ray.
+        start: connects to Ray; called once the folder is known to be usable.
+
+    Raises:
+        DataError: when the folder holds another recording, or cannot be written.
+    """
     folder = dataset.sequence_path
-    pending = open_folder(folder, config, args.overwrite)
+    pending = open_folder(folder, config, overwrite)
     num_finished = config.num_shards - len(pending)
     if num_finished:
         print(f"continuing: {num_finished} of {config.num_shards} shards are there already", file=sys.stderr)
     if pending:
-        connect(args)
+        start()
     num_done = sum(len(config.episodes_of(index)) for index in range(config.num_shards) if index not in set(pending))
     with Progress(config.num_episodes, f"collect {dataset.name}", "episodes", done=num_done) as progress:
-        record = record_here if args.local else functools.partial(record_on_ray, num_workers=args.num_workers)
-        records = list(record(config, folder, pending, progress))
+        run = record_here if local else functools.partial(record_on_ray, num_workers=num_workers)
+        records = list(run(config, folder, pending, progress))
     close_folder(folder, config)
-    print(summary(records, config, folder, progress.elapsed_s))
+    return summary(records, config, folder, progress.elapsed_s)
 
 
 def parse_arguments() -> argparse.Namespace:

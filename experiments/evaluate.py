@@ -6,6 +6,7 @@ python experiments/evaluate.py --checkpoint RUN_DIR
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from common import positive_int, run_command
 
@@ -16,14 +17,17 @@ from invdyn.evaluation.report import dataset_facts, write_report
 from invdyn.evaluation.results import Evaluation
 from invdyn.evaluation.summary import summary_table
 from invdyn.models.base import InverseDynamics
-from invdyn.training.checkpoint import Checkpoint, load_checkpoint
-from invdyn.training.run_config import RunConfig, resolve_device
+from invdyn.models.registry import load_model_config
+from invdyn.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
+from invdyn.training.distributed import train
+from invdyn.training.run_config import RunConfig, TrackingConfig, resolve_device
 from invdyn.training.tracking import METRICS_CSV
 from invdyn.transitions.dataset_config import DatasetConfig
 from invdyn.transitions.plan import SPLITS
 from invdyn.transitions.store import TransitionStore
 
 BASELINES = (LINEAR, MLP)
+MLP_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "inverse_dynamics" / "mlp.yaml"
 SMOKE_ROWS = 500
 SMOKE_STEP_COUNTS = (1, 2, 4)
 OUTPUT_FOLDER = "evaluation"
@@ -88,16 +92,35 @@ def baselines(
 ) -> dict[str, InverseDynamics]:
     """Return the baselines on the dataset, in the order of their quality to expect."""
     models: dict[str, InverseDynamics] = {}
-    if MLP in names and (mlp := mlp_baseline(checkpoint, store)) is not None:
-        models[MLP] = mlp
+    if MLP in names:
+        models[MLP] = mlp_baseline(checkpoint, store)
     if LINEAR in names:
         models[LINEAR] = linear_baseline(store)
     return models
 
 
-def mlp_baseline(checkpoint: Checkpoint, store: TransitionStore) -> InverseDynamics | None:  # noqa: ARG001
-    """Return None: the report then goes without the MLP baseline. To be trained here for as many steps as the model."""
-    return None
+def mlp_baseline(checkpoint: Checkpoint, store: TransitionStore) -> InverseDynamics:
+    """Return MLP regression trained on the same rows for the same number of steps; trained once, then loaded.
+
+    Raises:
+        DataError: when it cannot be trained or its folder not be written.
+    """
+    config = load_model_config(MLP_CONFIG)
+    recipe = checkpoint.config.training
+    device = str(checkpoint.model.device)
+    run = RunConfig.for_dataset(
+        store,
+        checkpoint.run_dir / "baselines" / f"mlp-{store.content_hash[:8]}",
+        model=config,
+        training=config.training.replace(num_epochs=recipe.num_epochs, batch_size=recipe.batch_size, seed=recipe.seed),
+        device=device,
+        checkpoints=1,
+        tracking=TrackingConfig(mode="disabled"),
+    )
+    if not list_checkpoints(run.run_dir):
+        print(f"training the MLP baseline: {run.training.num_epochs} epochs", flush=True)
+        train(run, local=True, resume=True)
+    return load_checkpoint(run.run_dir, device).model
 
 
 def dataset_path(args: argparse.Namespace, config: RunConfig) -> str:

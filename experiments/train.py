@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import Any
 
 from common import add_common_arguments, connect, positive_int, run_command
 
@@ -72,32 +71,16 @@ def new_run(args: argparse.Namespace) -> RunConfig:
     dataset = load_config(DatasetConfig, args.dataset_config)
     model = load_model_config(args.model_config, args.overrides)
     store = TransitionStore(dataset.transitions_path)
-    return make_run_config(
-        dataset_name=dataset.name,
-        store=store,
+    return RunConfig.for_dataset(
+        store,
+        args.run_dir or f"runs/{dataset.name}/{model.name}-{time.strftime('%Y%m%d-%H%M%S')}",
         model=model,
         training=apply_flags(model.training, args),
-        run_dir=args.run_dir or f"runs/{dataset.name}/{model.name}-{time.strftime('%Y%m%d-%H%M%S')}",
         device=args.device or model.device or "auto",
         num_workers=args.num_workers or 1,
         compile=args.compile,
         cpu_threads=args.cpu_threads,
         tracking=TrackingConfig(mode=args.wandb),
-    )
-
-
-def make_run_config(*, dataset_name: str, store: TransitionStore, run_dir: str, **values: Any) -> RunConfig:
-    """Return the config of a run on a dataset: the rows decide the model's dimensions."""
-    return RunConfig(
-        dataset_name=dataset_name,
-        dataset_path=str(store.path.resolve()),
-        dataset_hash=store.content_hash,
-        state_dim=store.state_dim,
-        action_dim=store.action_dim,
-        history=store.history,
-        horizon=store.horizon,
-        run_dir=str(Path(run_dir).resolve()),
-        **values,
     )
 
 

@@ -33,8 +33,9 @@ def transition_features(
     state_dim = next_state.shape[1]
     window = state.astype(np.float64)
     current = window[:, -state_dim:]
-    past = (window[:, state_dim:] - window[:, :-state_dim]).reshape(len(window), -1, state_dim)[:, ::-1]
-    return np.concatenate([current, past.reshape(len(window), -1), next_state - current], axis=1)
+    past = window[:, state_dim:] - window[:, :-state_dim]
+    newest_first = np.split(past, past.shape[1] // state_dim or 1, axis=1)[::-1]
+    return np.concatenate([current, *newest_first, next_state - current], axis=1)
 
 
 @dataclass(frozen=True)

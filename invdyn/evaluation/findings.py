@@ -34,7 +34,8 @@ def _about_model(evaluation: Evaluation) -> list[str]:
     for other in (evaluation.default_of(model) for model in evaluation.models if model != evaluation.subject):
         tolerance = 1.0 if other.model == LINEAR else PEER_TOLERANCE
         if score > tolerance * other.one_sample.nrmse:
-            numbers = f"RMSE / std {score:.3g} against {other.one_sample.nrmse:.3g}"
+            how = "" if score == error else f" (mean of {evaluation.num_samples})"
+            numbers = f"RMSE / std {score:.3g}{how} against {other.one_sample.nrmse:.3g}"
             found.append(f"{own.label} is worse than the {other.label} baseline: {numbers}.")
     if error > MUCH_WORSE * best.one_sample.nrmse:
         found.append(

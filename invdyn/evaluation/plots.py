@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,31 @@ def plot_quality_against_steps(evaluation: Evaluation, path: Path) -> bool:
         _draw_curves(grid[1], evaluation, flows, round_trip=True)
     _save(figure, path)
     return True
+
+
+def plot_quality_against_cost(curves: Mapping[str, Float[np.ndarray, "points 3"]], path: Path) -> None:
+    """Draw the error of networks against the time that an action costs; one line per network.
+
+    Args:
+        curves: name of a network to (points, 3): microseconds per action, RMSE / std(action), solver steps. The first
+            `len(COLORS)` are named, the rest drawn faintly.
+        path: PNG to write.
+    """
+    figure, (axes,) = _figure(1, width=7.2, height=4.4)
+    for index, (name, points) in reversed(list(enumerate(curves.items()))):
+        named = index < len(COLORS)
+        color = COLORS[index] if named else FAINT
+        axes.plot(*points[:, :2].T, color=color, marker="o", markersize=4, linewidth=1.2, label=name if named else None)
+        if index == 0:
+            for cost, error, steps in points:
+                axes.annotate(f"{steps:.0f}", (cost, error), xytext=(4, 5), textcoords="offset points", fontsize=7)
+    axes.set_xscale("log")
+    _log_scale(axes, [value for points in curves.values() for value in points[:, 1]])
+    axes.set_xlabel("time per action at batch 1,000 (microseconds); numbers: solver steps of the best network")
+    axes.set_ylabel("validation RMSE / std(action), one sample")
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], labels[::-1], **_LEGEND_ABOVE, ncols=2)
+    _save(figure, path)
 
 
 def plot_training_curve(metrics_csv: Path, path: Path) -> bool:

@@ -82,7 +82,7 @@ def normalization(moments: Moments, num_features: int, *, linear_base: bool, sca
         feature_mean=moments.mean[:num_features],
         feature_inverse_std=inverse_std[:num_features],
         action_mean=moments.mean[num_features:] if linear_base or scale_targets else np.zeros(num_actions),
-        weight=weight * action_std * active,
+        weight=weight * action_std,
         target_scale=scale,
         target_inverse=inverse,
     )

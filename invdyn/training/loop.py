@@ -30,7 +30,13 @@ from invdyn.training.batches import (
     fits_in_memory,
     load_rows,
 )
-from invdyn.training.checkpoint import SELECTION_METRIC, list_checkpoints, load_trainer_state, save_checkpoint
+from invdyn.training.checkpoint import (
+    SELECTION_METRIC,
+    list_checkpoints,
+    load_trainer_state,
+    read_metrics,
+    save_checkpoint,
+)
 from invdyn.training.run_config import RunConfig
 from invdyn.training.tracking import Tracker
 from invdyn.transitions.store import TransitionStore
@@ -53,6 +59,7 @@ class Worker:
         wrap: makes a module average its gradients over the workers.
         mean: averages a scalar tensor over the workers.
         on_metrics: called on rank 0 with each row of metrics; may raise to stop the run.
+        on_trained: called on rank 0 with the finished model; what it returns goes to the run's W&B summary.
         echo: print console lines.
     """
 
@@ -62,6 +69,7 @@ class Worker:
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module
     mean: Callable[[Tensor], Tensor] = lambda value: value
     on_metrics: Callable[[Metrics], None] = lambda metrics: None
+    on_trained: Callable[[InverseDynamics], Metrics] = lambda model: {}
     echo: bool = True
 
 
@@ -101,6 +109,10 @@ def train_loop(config: RunConfig, worker: Worker) -> Metrics:
         if tracker:
             tracker.console(describe(config, store, model, batches, worker, trainer.step))
         metrics = _run_epochs(config, worker, trainer, batches, validation, tracker, epoch)
+        if not metrics and epoch == config.training.num_epochs:  # the run had ended already
+            metrics = read_metrics(list_checkpoints(config.run_dir)[-1])
+        if tracker:
+            tracker.summarize(worker.on_trained(trainer.average.eval()))
         failed = False
         return metrics
     finally:
@@ -353,6 +365,7 @@ def _finish_untrained(
     tracker.log(metrics, 0)
     tracker.console(f"{config.model.name}: nothing to train, fitted from the dataset's statistics  {_losses(metrics)}")
     save_checkpoint(config.run_dir, config, 0, model.state_dict(), {"epoch": 0, "step": 0}, metrics)
+    tracker.summarize(worker.on_trained(model.eval()))
     tracker.close()
     worker.on_metrics({"step": 0, **metrics})
     return metrics

@@ -17,6 +17,7 @@ from invdyn.config import Config, read_yaml, validate
 from invdyn.errors import ConfigError
 from invdyn.models.recipe import TrainingRecipe
 from invdyn.models.registry import ModelConfig, parse_model_config
+from invdyn.transitions.store import TransitionStore
 
 CONFIG_FILE = "config.yaml"
 
@@ -83,6 +84,21 @@ class RunConfig(Config):
     @classmethod
     def _parse_model(cls, value: Any) -> Any:
         return value if isinstance(value, ModelConfig) else parse_model_config(value, where="model")
+
+    @classmethod
+    def for_dataset(cls, store: TransitionStore, run_dir: str | Path, **values: Any) -> RunConfig:
+        """Return a run on a dataset: its rows decide the model's dimensions."""
+        return cls(
+            dataset_name=store.manifest["name"],
+            dataset_path=str(store.path.resolve()),
+            dataset_hash=store.content_hash,
+            state_dim=store.state_dim,
+            action_dim=store.action_dim,
+            history=store.history,
+            horizon=store.horizon,
+            run_dir=str(Path(run_dir).resolve()),
+            **values,
+        )
 
     def to_values(self) -> dict[str, Any]:
         """Return plain values that `from_values` reads back to an equal config."""

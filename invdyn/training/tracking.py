@@ -45,6 +45,11 @@ class Tracker:
         if self.wandb_run is not None:
             self.wandb_run.log(metrics, step=step)
 
+    def summarize(self, values: dict[str, float]) -> None:
+        """Put values into the W&B run's summary."""
+        if self.wandb_run is not None:
+            self.wandb_run.summary.update(values)
+
     def console(self, line: str) -> None:
         """Show one line to whoever watches the run."""
         self.console_file.write(line + "\n")

@@ -106,15 +106,21 @@ def test_without_base_each_action_is_standardised() -> None:
     np.testing.assert_allclose(fitted.target_inverse @ fitted.target_scale, np.eye(2), atol=1e-12)
 
 
-def test_constant_but_for_rounding_is_constant() -> None:
+@pytest.mark.parametrize("linear_base", [True, False])
+@pytest.mark.parametrize("column", [0, 6], ids=["feature", "action"])
+def test_constant_but_for_rounding_is_constant(column: int, linear_base: bool) -> None:
     moments = moments_of(make_rows())
-    comoment = moments.comoment.copy()
-    comoment[0, :] = comoment[:, 0] = 0
-    comoment[0, 0] = moments.count * (4e-8 * 5.0) ** 2
-    maximum = moments.maximum.copy()
-    maximum[0] = 5.0
-    fitted = normalization(
-        replace(moments, comoment=comoment, maximum=maximum), 6, linear_base=True, scale_targets=True
-    )
-    assert fitted.feature_inverse_std[0] == 0
-    assert not fitted.weight[0].any()
+    comoment, maximum = moments.comoment.copy(), moments.maximum.copy()
+    rounding, signal = 4e-8 * 5.0, moments.std[1]
+    comoment[column, :] = comoment[:, column] = moments.count * 0.5 * rounding * signal
+    comoment[column, column] = moments.count * rounding**2
+    maximum[column] = 5.0
+    noisy = replace(moments, comoment=comoment, maximum=maximum)
+    fitted = normalization(noisy, 6, linear_base=linear_base, scale_targets=True)
+    if column == 0:
+        assert fitted.feature_inverse_std[0] == 0
+        assert not fitted.weight[0].any()
+    else:
+        assert not fitted.weight[:, 0].any()
+        assert not fitted.target_scale[0].any()
+        assert not fitted.target_inverse[0].any()

@@ -58,7 +58,9 @@ def test_devices(device: str | None) -> None:
 def test_the_configs_of_the_repository(repository: Path, name: str, model: type) -> None:
     config = load_model_config(repository / "configs" / "inverse_dynamics" / f"{name}.yaml")
     assert config.name == name
-    assert type(build_model(config, 4, 1, history=1, horizon=2)) is model
+    built = build_model(config, 4, 1, history=1, horizon=2)
+    assert type(built) is model
+    assert (built.state_dim, built.action_dim, built.history, built.horizon) == (4, 1, 1, 2)
 
 
 def test_every_config_of_the_repository_is_tested(repository: Path) -> None:

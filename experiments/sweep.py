@@ -1,0 +1,171 @@
+"""Sweep networks and step counts with Ray Tune, and keep the best model.
+
+python experiments/sweep.py                                   # the default sweep, on this machine
+python experiments/sweep.py --config my_sweep.yaml --address auto
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+from collect import record
+from common import add_common_arguments, connect, run_command
+
+from invdyn.config import load_config
+from invdyn.errors import ConfigError
+from invdyn.evaluation.plots import plot_quality_against_cost
+from invdyn.models.registry import load_model_config
+from invdyn.progress import Progress
+from invdyn.training.run_config import RunConfig, TrackingConfig
+from invdyn.training.sweep_config import (
+    STEPS_KEY,
+    SWEEP_FILE,
+    SweepConfig,
+    load_sweep_config,
+    model_of_trial,
+    trial_name,
+)
+from invdyn.training.tuning import BEST, FINISHED, RESULTS_CSV, TRIALS, SweepRow, Trial, run_sweep, save_sweep
+from invdyn.transitions.dataset_config import DatasetConfig
+from invdyn.transitions.extract import create_dataset
+from invdyn.transitions.store import MANIFEST, TransitionStore
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_CONFIG = ROOT / "configs" / "sweep" / "pendulum.yaml"
+QUALITY_PNG = "quality_against_cost.png"
+SMOKE_TRIALS, SMOKE_EPOCHS = 2, 2
+SHOWN_ROWS = 10
+
+
+def main() -> None:
+    """Run a sweep, and print its best rows and where they are."""
+    args = parse_arguments()
+    folder, sweep = open_sweep(args)
+    dataset = load_config(DatasetConfig, find(sweep.dataset_config))
+    connect(args)
+    store = open_dataset(dataset, args)
+    trials = make_trials(sweep, store, folder, args)
+    save_sweep(folder, sweep)
+    print(f"{len(trials)} networks x {len(sweep.step_counts or (1,))} step counts on {store}", flush=True)
+    with Progress(len(trials), f"sweep {sweep.name}", "trials") as progress:
+        rows = run_sweep(
+            sweep,
+            trials,
+            folder,
+            local=args.local,
+            resume=bool(args.resume),
+            max_concurrent=args.num_workers,
+            on_trial=lambda: progress.update(1),
+        )
+    plot_quality_against_cost(curves(rows), folder / QUALITY_PNG)
+    print(table(rows))
+    print(f"results: {folder / RESULTS_CSV}\nbest model: {folder / BEST}\nplot: {folder / QUALITY_PNG}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", metavar="YAML", help="sweep config (default: configs/sweep/pendulum.yaml)")
+    parser.add_argument("--device", help="auto, cpu or cuda (default: the model config's, else auto)")
+    parser.add_argument("--output", metavar="FOLDER", help="folder of the sweep (default: runs/sweeps/NAME-TIME)")
+    parser.add_argument("--resume", metavar="FOLDER", help="continue a sweep that was killed")
+    add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def open_sweep(args: argparse.Namespace) -> tuple[Path, SweepConfig]:
+    """Return the folder and config of a new or a resumed sweep.
+
+    Raises:
+        ConfigError: for a flag that would change a resumed sweep, or a folder that exists.
+    """
+    if args.resume:
+        if args.config or args.output or args.overrides:
+            raise ConfigError("--resume continues a sweep as it was started; drop --config, --output and --set")
+        folder = Path(args.resume).resolve()
+        return folder, load_sweep_config(folder / SWEEP_FILE, [])
+    sweep = load_sweep_config(args.config or DEFAULT_CONFIG, args.overrides)
+    if args.smoke:
+        sweep = sweep.replace(num_trials=SMOKE_TRIALS, num_epochs=SMOKE_EPOCHS)
+    folder = Path(args.output or f"runs/sweeps/{sweep.name}-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"sweep folder exists already: {folder}; continue it with --resume or give another --output")
+    return folder, sweep
+
+
+def find(path: str) -> Path:
+    """Return a config named in a sweep: relative to the working directory, else to this project."""
+    return Path(path) if Path(path).exists() or not (ROOT / path).exists() else ROOT / path
+
+
+def open_dataset(config: DatasetConfig, args: argparse.Namespace) -> TransitionStore:
+    """Return the dataset, made first where it is missing and the config says how to record it.
+
+    Raises:
+        DataError: when it is missing and cannot be made.
+    """
+    path = Path(config.transitions_path)
+    if (path / MANIFEST).exists() or config.collect is None:
+        return TransitionStore(path)
+    print(f"the dataset is not there yet, making it first: {path}", flush=True)
+    record(config, config.collect, local=args.local, num_workers=args.num_workers)
+    return create_dataset(config, local=args.local, num_workers=args.num_workers)
+
+
+def make_trials(sweep: SweepConfig, store: TransitionStore, folder: Path, args: argparse.Namespace) -> list[Trial]:
+    """Return the trials of a sweep, every one validated before the first starts."""
+    base = load_model_config(find(sweep.model_config_file))
+    trials = []
+    for index, settings in enumerate(sweep.network_settings()):
+        model = model_of_trial(base, settings)
+        if sweep.step_counts:
+            model_of_trial(base, {STEPS_KEY: min(sweep.step_counts)})
+        name = trial_name(index, settings)
+        run = RunConfig.for_dataset(
+            store,
+            folder / TRIALS / name,
+            model=model,
+            training=model.training.replace(**({"num_epochs": sweep.num_epochs} if sweep.num_epochs else {})),
+            device=args.device or model.device or "auto",
+            cpu_threads=sweep.cpus_per_trial,
+            checkpoints=2,
+            tracking=TrackingConfig(mode=args.wandb, group=folder.name, name=name),
+        )
+        trials.append(Trial(settings, run))
+    return trials
+
+
+def curves(rows: list[SweepRow]) -> dict[str, np.ndarray]:
+    """Return (microseconds per action, error, steps) per finished network, best network first."""
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for row in rows:
+        if row.status == FINISHED and row.us_per_action and row.val_nrmse is not None:
+            points = found.setdefault(label(row), [])
+            points.append((row.us_per_action, row.val_nrmse, float(row.num_inference_steps or 1)))
+    return {name: np.array(sorted(points, key=lambda point: point[2])) for name, points in found.items()}
+
+
+def label(row: SweepRow) -> str:
+    """Return a network's settings in words."""
+    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in row.settings.items())
+
+
+def table(rows: list[SweepRow]) -> str:
+    """Return the best rows as text."""
+    lines = [f"{'RMSE/std':>9} {'energy':>9} {'us/action':>9} {'steps':>5} {'epochs':>6}  network"]
+    for row in rows[:SHOWN_ROWS]:
+        error, energy, cost = (
+            f"{v:9.4g}" if v is not None else f"{'-':>9}" for v in (row.val_nrmse, row.energy_score, row.us_per_action)
+        )
+        note = "" if row.status == FINISHED else f" ({row.status})"
+        lines.append(f"{error} {energy} {cost} {row.num_inference_steps or '-':>5} {row.epochs:>6}  {label(row)}{note}")
+    if len(rows) > SHOWN_ROWS:
+        lines.append(f"... and {len(rows) - SHOWN_ROWS} more")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,343 @@
+"""Ray Tune: one trial per network, each the plain train loop inside the trial's own process."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from invdyn.errors import ConfigError, DataError, InvdynError
+from invdyn.evaluation.quality import StepQuality, quality_by_steps
+from invdyn.models.base import InverseDynamics
+from invdyn.training.checkpoint import list_checkpoints
+from invdyn.training.loop import Metrics, Worker, train_loop
+from invdyn.training.run_config import CONFIG_FILE, RunConfig, resolve_device
+from invdyn.training.sweep_config import SWEEP_FILE, SweepConfig
+from invdyn.transitions.store import TransitionStore
+
+RESULTS_CSV = "results.csv"
+BEST = "best"
+TRIALS = "trials"
+TUNE = "tune"
+QUALITY_FILE = "quality.json"
+METRIC = "val_nrmse"
+FINISHED, STOPPED, FAILED = "finished", "stopped early", "failed"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One network of a sweep.
+
+    Attributes:
+        settings: key path to value, what sets it apart.
+        run: the run that trains it.
+    """
+
+    settings: dict[str, Any]
+    run: RunConfig
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """One line of `results.csv`: a network at a number of steps; of a trial that was stopped, its last validation.
+
+    Attributes:
+        trial: name of the trial.
+        status: finished, stopped early, or failed.
+        settings: key path to value.
+        num_inference_steps: solver steps.
+        val_nrmse: RMSE / std(action) of one sample on the validation split.
+        energy_score: of eight samples, in std(action); None for a trial that was stopped.
+        us_per_action: wall time at batch 1,000, in microseconds; None likewise.
+        epochs: trained.
+        train_s: seconds in the train loop.
+        parameters: of the network.
+        run_dir: the trial's run.
+    """
+
+    trial: str
+    status: str
+    settings: dict[str, Any]
+    num_inference_steps: int | None
+    val_nrmse: float | None
+    energy_score: float | None
+    us_per_action: float | None
+    epochs: int
+    train_s: float
+    parameters: int
+    run_dir: str
+
+
+def run_sweep(
+    sweep: SweepConfig,
+    trials: list[Trial],
+    folder: Path,
+    *,
+    local: bool = False,
+    resume: bool = False,
+    max_concurrent: int | None = None,
+    on_trial: Callable[[], None] = lambda: None,
+) -> list[SweepRow]:
+    """Train and evaluate all trials; write `results.csv` and copy the best checkpoint to `best/`.
+
+    Args:
+        sweep: the space and how to search it.
+        trials: its networks.
+        folder: of the sweep, absolute, on storage that all workers reach.
+        local: one trial after another in this process, without early stopping.
+        resume: continue a sweep that was killed in this folder.
+        max_concurrent: trials at a time, in place of the config's.
+        on_trial: called whenever a trial has ended.
+
+    Returns:
+        The rows of `results.csv`, best first.
+
+    Raises:
+        ConfigError: when the cluster has not what a trial asks for.
+        DataError: when no trial has finished.
+    """
+    if local:
+        _run_local(sweep, trials, on_trial)
+    else:
+        _run_on_ray(sweep, trials, folder, resume, max_concurrent or sweep.max_concurrent_trials, on_trial)
+    rows = collect_rows(trials)
+    write_results(folder / RESULTS_CSV, rows)
+    finished = [row for row in rows if row.status == FINISHED]
+    if not finished:
+        raise DataError(
+            f"no trial has finished; see {folder / RESULTS_CSV} and the train.log of each trial in {folder / TRIALS}"
+        )
+    copy_best(finished[0], folder / BEST)
+    return rows
+
+
+def run_trial(trial: Trial, step_counts: tuple[int, ...] | None, on_metrics: Callable[[Metrics], None]) -> Metrics:
+    """Train one network in this process and evaluate it at every step count."""
+    run = trial.run
+    folder = Path(run.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).write_text(run.to_yaml(), encoding="utf-8")
+    started = time.perf_counter()
+
+    def finish(model: InverseDynamics) -> Metrics:
+        train_s = time.perf_counter() - started
+        counts = step_counts or (getattr(model, "num_inference_steps", 1),)
+        quality = quality_by_steps(model, TransitionStore(run.dataset_path), counts, max_rows=run.val_rows)
+        parameters = sum(p.numel() for p in model.parameters())
+        facts = {"train_s": train_s, "parameters": parameters, "quality": [asdict(q) for q in quality]}
+        _replace_text(folder / QUALITY_FILE, json.dumps(facts, indent=1))
+        return {f"{METRIC}_at_{q.num_inference_steps}_steps": q.nrmse for q in quality}
+
+    def pass_on(metrics: Metrics) -> None:
+        # The scheduler may end a trial at any report: the last one waits until the network has been evaluated.
+        if metrics["epoch"] < run.training.num_epochs:
+            on_metrics(metrics)
+
+    metrics = train_loop(run, Worker(resolve_device(run.device), on_metrics=pass_on, on_trained=finish, echo=False))
+    on_metrics(metrics)
+    return metrics
+
+
+def collect_rows(trials: list[Trial]) -> list[SweepRow]:
+    """Read what the trials left on disk; finished ones first, the best of them first."""
+    rows = [row for trial in trials for row in _rows_of(trial)]
+    return sorted(rows, key=lambda r: (r.status != FINISHED, r.val_nrmse is None, r.val_nrmse, r.num_inference_steps))
+
+
+def write_results(path: Path, rows: list[SweepRow]) -> None:
+    """Write the rows as CSV, one column per setting."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for row in rows:
+        values = asdict(row)
+        settings = {key: json.dumps(value) for key, value in values.pop("settings").items()}
+        lines.append({"trial": values.pop("trial"), "status": values.pop("status"), **settings, **values})
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(lines[0]) if lines else ["trial"])
+        writer.writeheader()
+        writer.writerows(lines)
+    temporary.replace(path)
+
+
+def copy_best(row: SweepRow, folder: Path) -> None:
+    """Copy the final checkpoint of a trial to `folder`, its config set to the row's number of steps."""
+    source = list_checkpoints(row.run_dir)[-1]
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source, temporary)
+    config = RunConfig.load(source)
+    if row.num_inference_steps is not None and hasattr(config.model, "num_inference_steps"):
+        config = config.replace(model=config.model.replace(num_inference_steps=row.num_inference_steps))
+    (temporary / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.replace(folder)
+
+
+def save_sweep(folder: Path, sweep: SweepConfig) -> None:
+    """Write the resolved sweep config into its folder.
+
+    Raises:
+        ConfigError: when the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(sweep.model_dump(mode="json", by_alias=True), sort_keys=False)
+        (folder / SWEEP_FILE).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"sweep folder cannot be written: {folder}: {error}") from None
+
+
+def _run_local(sweep: SweepConfig, trials: list[Trial], on_trial: Callable[[], None]) -> None:
+    for trial in trials:
+        if not (Path(trial.run.run_dir) / QUALITY_FILE).exists():
+            _run_or_note(trial, sweep, lambda metrics: None)
+        on_trial()
+
+
+def _run_on_ray(
+    sweep: SweepConfig,
+    trials: list[Trial],
+    folder: Path,
+    resume: bool,
+    max_concurrent: int | None,
+    on_trial: Callable[[], None],
+) -> None:
+    import ray
+    from ray import tune
+    from ray.tune.schedulers import AsyncHyperBandScheduler
+
+    resources = {"cpu": float(sweep.cpus_per_trial)}
+    if _wants_gpu(trials, int(ray.cluster_resources().get("GPU", 0))):
+        resources["gpu"] = sweep.gpus_per_trial
+
+    def trainable(chosen: dict[str, int]) -> None:
+        # Indices, not configs, go through Tune: its own files stay readable and free of our classes.
+        torch.set_num_threads(sweep.cpus_per_trial)
+        _run_or_note(trials[chosen["trial"]], sweep, tune.report)
+
+    num_epochs = max(trial.run.training.num_epochs for trial in trials)
+    scheduler = None
+    if sweep.asha is not None and num_epochs > 1:
+        scheduler = AsyncHyperBandScheduler(
+            time_attr="epoch",
+            max_t=num_epochs,
+            grace_period=max(1, round(sweep.asha.grace_share * num_epochs)),
+            reduction_factor=sweep.asha.reduction_factor,
+        )
+    with_resources = tune.with_resources(trainable, resources)
+    state = folder / TUNE
+    if resume and tune.Tuner.can_restore(str(state)):
+        tuner = tune.Tuner.restore(str(state), trainable=with_resources, resume_unfinished=True, resume_errored=True)
+    else:
+        tuner = tune.Tuner(
+            with_resources,
+            param_space={"trial": tune.grid_search(list(range(len(trials))))},
+            tune_config=tune.TuneConfig(
+                metric=METRIC,
+                mode="min",
+                scheduler=scheduler,
+                max_concurrent_trials=max_concurrent,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+            ),
+            run_config=tune.RunConfig(
+                name=TUNE,
+                storage_path=str(folder),
+                verbose=0,
+                callbacks=[_callback(on_trial)],
+                failure_config=tune.FailureConfig(max_failures=2),
+            ),
+        )
+    tuner.fit()
+
+
+def _callback(on_trial: Callable[[], None]) -> Any:
+    from ray import tune
+
+    class Report(tune.Callback):  # type: ignore[misc]
+        """Tell the command when a trial has ended."""
+
+        def on_trial_complete(self, *_: Any, **__: Any) -> None:
+            on_trial()
+
+        on_trial_error = on_trial_complete
+
+    return Report()
+
+
+def _run_or_note(trial: Trial, sweep: SweepConfig, on_metrics: Callable[[Metrics], None]) -> None:
+    """Run a trial; what the user can mend (a diverged loss, say) ends this trial, is noted, and costs no retries."""
+    try:
+        run_trial(trial, sweep.step_counts, on_metrics)
+    except InvdynError as error:
+        _replace_text(Path(trial.run.run_dir) / "error.txt", str(error))
+
+
+def _wants_gpu(trials: list[Trial], gpus: int) -> bool:
+    devices = {trial.run.device for trial in trials}
+    if gpus == 0 and any(device.startswith("cuda") for device in devices):
+        raise ConfigError("--device cuda needs a GPU: the cluster has none; use --device cpu or auto")
+    return gpus > 0 and devices != {"cpu"}
+
+
+def _rows_of(trial: Trial) -> list[SweepRow]:
+    folder = Path(trial.run.run_dir)
+    last = _last_metrics(folder)
+    common: dict[str, Any] = {
+        "trial": folder.name,
+        "settings": trial.settings,
+        "epochs": int(float(last.get("epoch", 0))),
+        "run_dir": str(folder),
+    }
+    if (folder / QUALITY_FILE).exists():
+        facts = json.loads((folder / QUALITY_FILE).read_text(encoding="utf-8"))
+        return [
+            SweepRow(
+                status=FINISHED,
+                num_inference_steps=quality.num_inference_steps,
+                val_nrmse=quality.nrmse,
+                energy_score=quality.energy_score,
+                us_per_action=quality.us_per_action,
+                train_s=facts["train_s"],
+                parameters=facts["parameters"],
+                **common,
+            )
+            for quality in (StepQuality(**values) for values in facts["quality"])
+        ]
+    return [
+        SweepRow(
+            status=STOPPED if last and not (folder / "error.txt").exists() else FAILED,
+            num_inference_steps=getattr(trial.run.model, "num_inference_steps", None),
+            val_nrmse=float(last[METRIC]) if METRIC in last else None,
+            energy_score=None,
+            us_per_action=None,
+            train_s=float(last.get("elapsed_s", 0.0)),
+            parameters=0,
+            **common,
+        )
+    ]
+
+
+def _last_metrics(folder: Path) -> dict[str, str]:
+    path = folder / "metrics.csv"
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return rows[-1] if rows else {}
+
+
+def _replace_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
