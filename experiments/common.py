@@ -55,10 +55,10 @@ def run_command(main: Callable[[], None]) -> None:
         sys.exit(EXIT_INTERRUPTED)
 
 
-def connect(args: argparse.Namespace) -> None:
+def connect(args: argparse.Namespace, *, uses_data: bool = False) -> None:
     """Start Ray on this machine, or join the cluster at `--address` or `RAY_ADDRESS`; do nothing with `--local`.
 
-    Ray's own chatter is turned off unless INVDYN_RAY_VERBOSE is set: it hides warnings about waiting for resources too.
+    With `uses_data`, Ray Data is imported and made as quiet as the rest: it sets its log level on import. Ray's own chatter is turned off unless INVDYN_RAY_VERBOSE is set: it hides warnings about waiting for resources too.
     """
     if args.local:
         return
@@ -70,8 +70,6 @@ def connect(args: argparse.Namespace) -> None:
         os.environ.setdefault(name, value)
     import ray  # after the environment: Ray reads it on import
 
-    if quiet:
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
         return
     address = args.address or os.environ.get("RAY_ADDRESS")
@@ -86,6 +84,10 @@ def connect(args: argparse.Namespace) -> None:
     else:
         # Logical CPUs only schedule: at least two let a two-worker run start on a one-core machine.
         ray.init(address="local", num_cpus=max(os.cpu_count() or 1, 2, (args.num_workers or 0) + 1), **options)
+    if uses_data and quiet:
+        import ray.data
+
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
     total = ray.cluster_resources()
     print(
         f"ray: {address or 'this machine'}, {len([n for n in ray.nodes() if n['Alive']])} node(s), "

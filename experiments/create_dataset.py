@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 from contextlib import ExitStack
-from pathlib import Path
 
 from common import add_common_arguments, connect, positive_int, run_command
 
@@ -28,10 +27,8 @@ def main() -> None:
     args = parse_arguments()
     config = load_config(DatasetConfig, args.config, args.overrides)
     max_samples = args.max_samples or (SMOKE_SAMPLES if args.smoke else None)
-    folder = Path(config.transitions_path)  # derived first: a path that cannot be is an error before Ray starts
-    connect(args)
-    store = extract(config, max_samples, args.overwrite, args.local, args.num_workers)
-    plot_distributions(store, folder / DISTRIBUTIONS_PNG)
+    store = extract(config, max_samples, args)
+    plot_distributions(store, store.path / DISTRIBUTIONS_PNG)
     print(summary(store))
 
 
@@ -47,22 +44,21 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def extract(
-    config: DatasetConfig, max_samples: int | None, overwrite: bool, local: bool, num_workers: int | None
-) -> TransitionStore:
-    """Run the extraction with a progress bar."""
+def extract(config: DatasetConfig, max_samples: int | None, args: argparse.Namespace) -> TransitionStore:
+    """Run the extraction with a progress bar; Ray starts only when the plan is sound."""
     with ExitStack() as stack:
         bars: list[Progress] = []
 
         def start(plan: ExtractionPlan) -> None:
+            connect(args, uses_data=True)
             bars.append(stack.enter_context(Progress(plan.num_rows, f"extract {config.name}", "transitions")))
 
         return create_dataset(
             config,
             max_samples=max_samples,
-            overwrite=overwrite,
-            local=local,
-            num_workers=num_workers,
+            overwrite=args.overwrite,
+            local=args.local,
+            num_workers=args.num_workers,
             on_plan=start,
             on_rows=lambda rows: bars[0].update(rows),  # noqa: PLW0108 - there is no bar before the plan
         )

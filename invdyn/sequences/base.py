@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, Num
 
 from invdyn.errors import DataError
+
+GIVEN_SPLITS = ("train", "val", "test")
+EPISODE_COLUMNS = ("episode_index", "num_states", "num_actions", "first_row", "given_split", "success")
 
 Index = Int[np.ndarray, "episodes"]
 
@@ -24,12 +28,14 @@ class SourceFile:
             another place splits the same way.
         size: bytes.
         mtime_ns: modification time, to notice a change between an interrupted run and its continuation.
+        parts: absolute paths of further files that belong to it, such as the actions of a CSV episode.
     """
 
     path: str
     name: str
     size: int
     mtime_ns: int
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,18 @@ class SequencePlan:
     Attributes:
         files: the source files.
         file_index: which file each episode is in.
-        episode_index: the episode's number within its file.
+        episode_index: the episode's number within its file. Pieces of one episode that do not join share its number.
         num_states: recorded states.
         num_actions: recorded actions that act on a recorded state; `num_states` or `num_states - 1`.
         state_dim: numbers in a state.
         action_dim: numbers in an action.
         attributes: facts that the recording states about itself (environment, time step in seconds).
+        first_row: where each episode starts in its file (or in its group of the file), for formats that need it.
+        given_split: the split that the recording names for each episode, an index into `GIVEN_SPLITS`; -1 for none.
+        success: 1 where the recording says that the episode succeeded, 0 where it failed, -1 where it says nothing.
+        drops: recorded rows that are no transitions and are in no episode of this plan, by reason.
+        warnings: where the recording contradicts itself; one line each.
+        skipped: files left out because they cannot be read, and why.
     """
 
     files: tuple[SourceFile, ...]
@@ -57,6 +69,12 @@ class SequencePlan:
     state_dim: int
     action_dim: int
     attributes: dict[str, str | float]
+    first_row: Index | None = None
+    given_split: Index | None = None
+    success: Index | None = None
+    drops: dict[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    skipped: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_episodes(self) -> int:
@@ -69,13 +87,17 @@ class SequencePlan:
 
     def slice(self, first: int, stop: int) -> SequencePlan:
         """Return the plan of the episodes `first` to `stop` (exclusive) and their files alone."""
-        columns = ("episode_index", "num_states", "num_actions")
+        columns = {name: getattr(self, name) for name in EPISODE_COLUMNS}
         first_file, last_file = int(self.file_index[first]), int(self.file_index[stop - 1])
         return replace(
             self,
             files=self.files[first_file : last_file + 1],
             file_index=self.file_index[first:stop] - first_file,
-            **{name: getattr(self, name)[first:stop] for name in columns},
+            **{name: column[first:stop] for name, column in columns.items() if column is not None},
+            # Facts about the whole recording: a part of it must not count them again.
+            drops={},
+            warnings=(),
+            skipped={},
         )
 
     def by_file(self) -> list[SequencePlan]:
@@ -110,6 +132,15 @@ class SequenceReader(ABC):
     """Reads one format. Holds paths and keys only, so that it travels to workers cheaply."""
 
     format_name: str
+
+    @classmethod
+    @abstractmethod
+    def recognises(cls, path: str | Path) -> bool:
+        """Return whether the files at `path` look like this format; damaged ones may, so that their error is told."""
+
+    def source_paths(self, file: SourceFile) -> list[str]:
+        """Return all files on disk that a source file consists of, in a fixed order."""
+        return [file.path, *file.parts]
 
     @abstractmethod
     def inspect(self) -> SequencePlan:
@@ -148,9 +179,9 @@ def check_lengths(plan: SequencePlan) -> SequencePlan:
 
 
 def check_finite(arrays: EpisodeArrays, plan: SequencePlan) -> None:
-    """Check that no state or action is NaN or infinite.
+    """Check that no state or action is NaN or infinite, nor becomes so as float32, which transitions are stored in.
 
-    A sum is finite when all terms are (overflow aside), and far cheaper than a mask; the mask is made only to say where.
+    A sum is finite only when all terms are, and far cheaper than a mask; the mask is made only to say where.
 
     Raises:
         DataError: naming file, episode and step of the first one.
@@ -159,20 +190,20 @@ def check_finite(arrays: EpisodeArrays, plan: SequencePlan) -> None:
         ("state", arrays.state, plan.num_states),
         ("action", arrays.action, plan.num_actions),
     ):
-        if np.issubdtype(values.dtype, np.integer) or np.isfinite(values.sum(dtype=np.float64)):
-            continue
-        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        with np.errstate(over="ignore", invalid="ignore"):  # summing as float32 converts each term first
+            if np.issubdtype(values.dtype, np.integer) or np.isfinite(values.sum(dtype=np.float32)):
+                continue
+            finite = np.isfinite(values.astype(np.float32))
+        bad = np.flatnonzero(~finite.all(axis=1))
         if len(bad):
             ends = np.cumsum(lengths)
             episode = int(np.searchsorted(ends, bad[0], side="right"))
             step = int(bad[0] - (ends[episode] - lengths[episode]))
             file = plan.files[plan.file_index[episode]]
+            column = int(np.flatnonzero(~finite[bad[0]])[0])
+            value = values[bad[0], column]
             raise DataError(
-                f"states and actions must be finite: {file.path}: {name} holds {_first_bad(values[bad[0]])} at episode "
-                f"{plan.episode_index[episode]}, step {step} ({len(bad)} such rows in {len(values)} read)"
+                f"states and actions must be finite{' as float32' if np.isfinite(value) else ''}: {file.path}: {name} "
+                f"holds {value} in column {column} at episode {plan.episode_index[episode]}, step {step} "
+                f"({len(bad)} such rows in {len(values)} read); remove the episode or record it again"
             )
-
-
-def _first_bad(row: Num[np.ndarray, "columns"]) -> str:
-    column = int(np.flatnonzero(~np.isfinite(row))[0])
-    return f"{row[column]} in column {column}"

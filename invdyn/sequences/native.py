@@ -6,7 +6,8 @@ exclusive over actions, and `meta/state_ends` (E,) the same over states, of whic
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -23,6 +24,9 @@ STATE_ENDS = "meta/state_ends"
 FORMAT_ATTRIBUTE = "invdyn-sequences"
 COLLECTING_MARKER = ".collecting.json"
 SUFFIXES = (".hdf5", ".h5")
+
+# What h5py raises on a damaged file, depending on the place of the damage.
+HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError)
 
 
 class NativeReader(SequenceReader):
@@ -42,9 +46,9 @@ class NativeReader(SequenceReader):
         if not shards:
             return False
         try:
-            with h5py.File(shards[0], "r") as file:
+            with open_hdf5(shards[0]) as file:
                 return DATA_GROUP in file and EPISODE_ENDS in file
-        except OSError:
+        except DataError:
             return False
 
     def inspect(self) -> SequencePlan:
@@ -88,18 +92,13 @@ class NativeReader(SequenceReader):
         first, last = int(plan.episode_index[0]), int(plan.episode_index[-1])
         with open_hdf5(path) as file:
             action_ends, state_ends = _ends(file, path)
+            found = [np.diff(ends)[first : last + 1] for ends in (state_ends, action_ends)]
+            if not (np.array_equal(found[0], plan.num_states) and np.array_equal(found[1], plan.num_actions)):
+                raise DataError(f"recording changed while it was read: {path}; run the command again")
             states = slice(int(state_ends[first]), int(state_ends[last + 1]))
             actions = slice(int(action_ends[first]), int(action_ends[last + 1]))
-            if (states.stop - states.start, actions.stop - actions.start) != (
-                plan.num_states.sum(),
-                plan.num_actions.sum(),
-            ):
-                raise DataError(f"recording changed while it was read: {path}; run the command again")
-            try:
-                columns = [_rows(file[f"{DATA_GROUP}/{key}"][states]) for key in self.state_keys]
-                action = _rows(file[f"{DATA_GROUP}/{self.action_key}"][actions])
-            except OSError as error:
-                raise unreadable(path, error) from None
+            columns = [_rows(file[f"{DATA_GROUP}/{key}"][states]) for key in self.state_keys]
+            action = _rows(file[f"{DATA_GROUP}/{self.action_key}"][actions])
         return EpisodeArrays(columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1), action)
 
     def _inspect_shard(self, path: Path) -> SequencePlan:
@@ -110,7 +109,8 @@ class NativeReader(SequenceReader):
                 ends, name = (action_ends, EPISODE_ENDS) if key == self.action_key else (state_ends, STATE_ENDS)
                 if len(dataset) != ends[-1]:
                     raise DataError(
-                        f"lengths disagree: {path}: {DATA_GROUP}/{key} has {len(dataset)} rows, {name} ends at {ends[-1]}"
+                        f"lengths disagree: {path}: {DATA_GROUP}/{key} has {len(dataset)} rows, {name} ends at "
+                        f"{ends[-1]}"
                     )
             num_states, num_actions = np.diff(state_ends), np.diff(action_ends)
             wrong = np.flatnonzero((num_states != num_actions + 1) & (num_states != num_actions))
@@ -150,18 +150,22 @@ def source_file(path: Path, base: Path) -> SourceFile:
     return SourceFile(str(path.resolve()), path.relative_to(base).as_posix(), stat.st_size, stat.st_mtime_ns)
 
 
-def open_hdf5(path: str | Path) -> h5py.File:
-    """Open an HDF5 file for reading.
+@contextmanager
+def open_hdf5(path: str | Path) -> Iterator[h5py.File]:
+    """Open an HDF5 file for the block to read.
 
     Raises:
-        DataError: when the file is missing, truncated or not HDF5.
+        DataError: when the file is missing or not HDF5, or when anything in it that the block reads is damaged.
     """
     try:
-        return h5py.File(path, "r")
+        with h5py.File(path, "r") as file:
+            yield file
+    except DataError:
+        raise
     except FileNotFoundError:
         raise DataError(f"file not found: {path}") from None
-    except OSError as error:
-        raise unreadable(path, error) from None
+    except HDF5_ERRORS as error:
+        raise unreadable(path, error) from error
 
 
 def unreadable(path: str | Path, error: Exception) -> DataError:
@@ -185,12 +189,16 @@ def _ends(file: h5py.File, path: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cumulative(file: h5py.File, name: str, path: str) -> np.ndarray:
-    try:
-        ends = np.concatenate([[0], np.asarray(file[name][()]).reshape(-1)]).astype(np.int64)
-    except OSError as error:
-        raise unreadable(path, error) from None
-    if (np.diff(ends) < 0).any():
-        raise DataError(f"{name} must not decrease: {path}: {ends[1:].tolist()[:8]}...")
+    dataset = file.get(name)
+    if not isinstance(dataset, h5py.Dataset) or not np.issubdtype(dataset.dtype, np.integer) or dataset.ndim != 1:
+        raise DataError(f"{name} must be a list of whole numbers: {path} holds {_found(file)}")
+    ends = np.concatenate([[0], dataset[()].astype(np.int64)])
+    wrong = np.flatnonzero(np.diff(ends) < 0)
+    if len(wrong):
+        raise DataError(
+            f"{name} must not decrease: {path}: episode {wrong[0]} ends at {ends[wrong[0] + 1]}, the one before at "
+            f"{ends[wrong[0]]}"
+        )
     return ends
 
 
@@ -200,12 +208,15 @@ def _numeric_dataset(file: h5py.File, key: str, path: str) -> h5py.Dataset:
         raise DataError(f"key {name!r} is missing: {path} holds {_found(file)}; set shape_meta.obs to the keys wanted")
     if not np.issubdtype(file[name].dtype, np.number) or np.issubdtype(file[name].dtype, np.complexfloating):
         raise DataError(f"{name} must be numeric: {path}: it is {file[name].dtype}")
+    shape = file[name].shape
+    if not shape or 0 in shape[1:]:
+        raise DataError(f"{name} must have a row per step, of at least 1 number: {path}: its shape is {shape}")
     return file[name]
 
 
 def _found(file: h5py.File) -> str:
     names: list[str] = []
-    file.visititems(lambda name, node: names.append(f"{name} {node.shape}") if hasattr(node, "shape") else None)
+    file.visititems(lambda name, node: names.append(f"{name} {node.shape}") if isinstance(node, h5py.Dataset) else None)
     return ", ".join(names[:20]) or "nothing"
 
 
@@ -218,8 +229,13 @@ def _rows(values: np.ndarray) -> np.ndarray:
 
 
 def _attributes(attrs: Mapping[str, object]) -> dict[str, str | float]:
+    """Return the attributes that are text or a number."""
+    values = {
+        name: value.decode(errors="replace") if isinstance(value, bytes) else value for name, value in attrs.items()
+    }
+    numbers = (bool, int, float, np.bool_, np.integer, np.floating)
     return {
-        name: value if isinstance(value, str) else float(value)  # type: ignore[arg-type]
-        for name, value in attrs.items()
-        if np.isscalar(value)
+        name: value if isinstance(value, str) else float(value)
+        for name, value in values.items()
+        if isinstance(value, (str, *numbers))
     }

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -27,6 +29,8 @@ ENCODE_ROWS = 65_536
 STREAM_BLOCK_ROWS = 65_536
 STREAM_POOL_BLOCKS = 8
 RESIDENT_MEMORY_SHARE = 0.5
+MEMINFO = Path("/proc/meminfo")
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 Rows = tuple[Float[Tensor, "rows context"], Float[Tensor, "rows target"]]
 
@@ -194,14 +198,34 @@ def load_rows(model: InverseDynamics, store: TransitionStore, split: str, device
     return encode_rows(model, store.load(split, columns=("state", "action", "next_state")), device)
 
 
-def fits_in_memory(model: InverseDynamics, rows: int, device: torch.device) -> bool:
-    """Return whether the encoded rows take at most half of the free memory of the device."""
+def fits_in_memory(model: InverseDynamics, rows: int, device: torch.device, processes: int = 1) -> bool:
+    """Return whether the encoded rows take at most half of the free memory of the device.
+
+    Args:
+        model: decides the size of a row.
+        rows: of the split.
+        device: where they would live.
+        processes: on this machine, each with its own copy; every one has a GPU of its own.
+    """
     needed = rows * (model.context_dim + model.target_dim) * 4
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory() // processes
     return bool(needed <= RESIDENT_MEMORY_SHARE * free)
+
+
+def available_memory() -> int:
+    """Return the bytes that new work on this machine may take, page cache that can be dropped included."""
+    # SC_AVPHYS_PAGES counts no page cache: after reading a large dataset it is near zero.
+    found = re.search(r"^MemAvailable:\s*(\d+) kB$", _read_text(MEMINFO), re.MULTILINE)
+    machine = int(found[1]) * 1024 if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    container = _read_text(CGROUP_LIMIT).strip()
+    return min(machine, int(container)) if container.isdigit() else machine
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:  # not Linux, or no limit
+        return ""
 
 
 def count_steps(rows: int, batch_size: int) -> int:

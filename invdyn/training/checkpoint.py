@@ -7,6 +7,7 @@ and `trainer_state.pt` (raw weights, moving average, optimizer, epoch), which is
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import shutil
@@ -65,9 +66,9 @@ def save_checkpoint(
         DataError: when it cannot be written; earlier checkpoints are left as they were.
     """
     folder = Path(run_dir) / CHECKPOINTS / f"step-{step:09d}"
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f".{folder.name}.tmp")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove_unfinished(folder.parent)
         temporary.mkdir(parents=True)
         save_file(
             {name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary / WEIGHTS_FILE
@@ -77,15 +78,15 @@ def save_checkpoint(
         torch.save(trainer_state, temporary / STATE_FILE)
         for path in temporary.iterdir():
             _sync(path)
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         os.replace(temporary, folder)
+        _remove_old(folder.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         reason = " ".join(str(error).split())
         raise DataError(
             f"cannot write checkpoint {folder}: {reason}; free some space, then continue with --resume"
         ) from None
-    _remove_old(folder.parent)
     return folder
 
 
@@ -125,7 +126,7 @@ def load_trainer_state(folder: Path, device: torch.device) -> dict[str, Any]:
     path = folder / STATE_FILE
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"trainer state cannot be loaded: {path}: {reason}; start a new run") from None
     return state
@@ -159,16 +160,18 @@ def read_metrics(folder: Path) -> dict[str, float]:
         DataError: when it is missing or not JSON.
     """
     try:
-        metrics: dict[str, float] = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+        metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"checkpoint metrics cannot be read: {folder / METRICS_FILE}: {error}") from None
+    if not isinstance(metrics, dict):
+        raise DataError(f"checkpoint metrics must be a mapping: {folder / METRICS_FILE} holds {metrics!r}")
     return metrics
 
 
 def _best(checkpoints: list[Path]) -> Path:
     # Without a validation split there is no such metric: then the latest.
     scores = [read_metrics(path).get(SELECTION_METRIC) for path in checkpoints]
-    scored = [(score, -i) for i, score in enumerate(scores) if score is not None]
+    scored = [(score, -i) for i, score in enumerate(scores) if score is not None and math.isfinite(score)]
     return checkpoints[-min(scored)[1]] if scored else checkpoints[-1]
 
 
@@ -177,7 +180,21 @@ def _remove_old(folder: Path) -> None:
     keep = {*found[-KEEP_LATEST:], _best(found)}
     for path in found:
         if path not in keep:
-            shutil.rmtree(path)
+            _remove(path)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint so that it is never seen in part: its name goes first."""
+    if folder.exists():
+        hidden = folder.with_name(f".{folder.name}.removed.tmp")
+        os.replace(folder, hidden)
+        shutil.rmtree(hidden)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what a killed run left behind; only one process of a run writes checkpoints."""
+    for path in folder.glob(".step-*.tmp"):
+        shutil.rmtree(path)
 
 
 def _sync(path: Path) -> None:

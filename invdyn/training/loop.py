@@ -5,17 +5,16 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from invdyn.errors import DataError, TrainingDiverged
-from invdyn.evaluation.metrics import flat_actions, nrmse, varying_std
+from invdyn.errors import DataError, InvdynError, TrainingDiverged
 from invdyn.models.base import InverseDynamics, Noise
 from invdyn.models.recipe import TrainingRecipe
 from invdyn.models.registry import build_model
@@ -25,7 +24,6 @@ from invdyn.training.batches import (
     Rows,
     Share,
     StreamingBatches,
-    encode_rows,
     epoch_generator,
     fits_in_memory,
     load_rows,
@@ -37,15 +35,23 @@ from invdyn.training.checkpoint import (
     read_metrics,
     save_checkpoint,
 )
+from invdyn.training.compiled import CompiledStep
 from invdyn.training.run_config import RunConfig
 from invdyn.training.tracking import Tracker
+from invdyn.training.validation import Validation
 from invdyn.transitions.store import TransitionStore
 
 EVALUATIONS = 20
 CONSOLE_INTERVAL_S = 2.0
-NOISE_STREAM, VALIDATION_STREAM = 1, 2
+NOISE_STREAM = 1
 
 Metrics = dict[str, float]
+
+
+def raise_own(error: InvdynError | None) -> None:
+    """Raise the error of the only worker, if it has one."""
+    if error is not None:
+        raise error
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,10 @@ class Worker:
         device: where it trains.
         rank: its number; rank 0 tracks and writes checkpoints.
         world_size: how many there are.
+        on_machine: how many of them share this machine's memory.
         wrap: makes a module average its gradients over the workers.
         mean: averages a scalar tensor over the workers.
+        agree: called by all workers at the same points, with the error of this one; raises the first error on all.
         on_metrics: called on rank 0 with each row of metrics; may raise to stop the run.
         on_trained: called on rank 0 with the finished model; what it returns goes to the run's W&B summary.
         echo: print console lines.
@@ -66,8 +74,10 @@ class Worker:
     device: torch.device
     rank: int = 0
     world_size: int = 1
+    on_machine: int = 1
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module
     mean: Callable[[Tensor], Tensor] = lambda value: value
+    agree: Callable[[InvdynError | None], None] = raise_own
     on_metrics: Callable[[Metrics], None] = lambda metrics: None
     on_trained: Callable[[InverseDynamics], Metrics] = lambda model: {}
     echo: bool = True
@@ -83,22 +93,20 @@ def train_loop(config: RunConfig, worker: Worker) -> Metrics:
         DataError: when the dataset is not the one the run was started on, or has no whole batch.
         TrainingDiverged: when the loss is no longer finite.
     """
-    store = TransitionStore(config.dataset_path)
-    if store.content_hash != config.dataset_hash:
-        raise DataError(
-            f"a run must continue on the rows it started with: {store.path} has hash {store.content_hash}, the run "
-            f"{config.dataset_hash}; start a new run"
-        )
+    store = open_store(config)
     if worker.device.type == "cpu":
         torch.set_num_threads(config.cpu_threads)
     torch.manual_seed(config.training.seed)
     model = build_model(config.model, config.state_dim, config.action_dim, config.history, config.horizon)
-    model.fit_normalization(store.moments)
-    model.to(worker.device)
-    validation = Validation.load(model, store, config, worker.device) if worker.rank == 0 else None
+    with stopping_together(worker):
+        model.fit_normalization(store.moments)
+        model.to(worker.device)
+        validation = Validation.load(model, store, config, worker.device) if worker.rank == 0 else None
     if not model.trainable:
         return _finish_untrained(config, worker, model, validation)
-    batches = make_batches(model, store, config, worker)
+    resident = choose_resident(model, store, config, worker)
+    with stopping_together(worker):
+        batches = make_batches(model, store, config, worker, resident)
     trainer = Trainer(
         model, config.training, batches.steps_per_epoch * config.training.num_epochs, worker, config.compile
     )
@@ -118,6 +126,32 @@ def train_loop(config: RunConfig, worker: Worker) -> Metrics:
     finally:
         if tracker:
             tracker.close(exit_code=int(failed))
+
+
+def open_store(config: RunConfig) -> TransitionStore:
+    """Open the dataset of a run.
+
+    Raises:
+        DataError: when it is missing, unfinished, or not the one the run was started on.
+    """
+    store = TransitionStore(config.dataset_path)
+    if store.content_hash != config.dataset_hash:
+        raise DataError(
+            f"a run must continue on the rows it started with: {store.path} has hash {store.content_hash}, the run "
+            f"{config.dataset_hash}; start a new run"
+        )
+    return store
+
+
+@contextmanager
+def stopping_together(worker: Worker) -> Iterator[None]:
+    """Pass an error of one worker on to all: none may wait in the next all-reduce for one that has left."""
+    own: InvdynError | None = None
+    try:
+        yield
+    except InvdynError as error:
+        own = error
+    worker.agree(own)
 
 
 def train_step(
@@ -171,6 +205,8 @@ class Trainer:
         )
         self.average = copy.deepcopy(model).requires_grad_(False) if recipe.ema_decay is not None else model
         self.average_parameters: list[Tensor] = list(self.average.parameters())
+        self.compiled = compiled
+        self.one_graph: CompiledStep | None = None
         self.step = 0
 
     def train_chunk(self, rows: Rows, noise: Noise) -> Float[Tensor, "steps"]:
@@ -183,6 +219,8 @@ class Trainer:
         Returns:
             The loss of each step, on the device.
         """
+        if self.compiled and self.worker.world_size == 1:
+            return self._train_chunk_compiled(rows, noise)
         losses = []
         for context, target, *batch_noise in zip(*rows, *noise, strict=True):
             self.optimizer.param_groups[0]["lr"] = learning_rate_at(self.recipe, self.step, self.total_steps)
@@ -191,6 +229,22 @@ class Trainer:
             )
             self._update_average()
             self.step += 1
+        return torch.stack(losses)
+
+    def _train_chunk_compiled(self, rows: Rows, noise: Noise) -> Float[Tensor, "steps"]:
+        if self.one_graph is None:  # not before `restore`: it takes over the memory of weights and optimizer
+            average = self.average_parameters if self.average is not self.model else []
+            self.one_graph = CompiledStep(self.model, self.optimizer, average, self.recipe.max_grad_norm)
+        steps = range(self.step, self.step + len(rows[0]))
+        rates = [learning_rate_at(self.recipe, step, self.total_steps) for step in steps]
+        coefficients = self.one_graph.coefficients(rates, [self._decay_at(step) for step in steps])
+        losses = [
+            self.one_graph(now, context, target, tuple(batch_noise))
+            for now, context, target, *batch_noise in zip(coefficients, *rows, *noise, strict=True)
+        ]
+        self.optimizer.param_groups[0]["lr"] = rates[-1]
+        self.one_graph.advance(len(losses))
+        self.step += len(losses)
         return torch.stack(losses)
 
     def state(self, epoch: int) -> dict[str, Any]:
@@ -216,61 +270,28 @@ class Trainer:
         return int(state["epoch"])
 
     def _update_average(self) -> None:
-        decay = self.recipe.ema_decay
-        if decay is not None:
-            # The average of the first steps must forget the random start quickly.
-            decay = min(decay, (1 + self.step) / (10 + self.step))
-            torch._foreach_lerp_(self.average_parameters, self.parameters, 1.0 - decay)
+        if self.recipe.ema_decay is not None:
+            torch._foreach_lerp_(self.average_parameters, self.parameters, 1.0 - self._decay_at(self.step))
+
+    def _decay_at(self, step: int) -> float:
+        """Return the decay of the moving average: its first steps must forget the random start quickly."""
+        return min(self.recipe.ema_decay or 0.0, (1 + step) / (10 + step))
 
 
-@dataclass(frozen=True)
-class Validation:
-    """Rows of the validation split, evenly spaced, and the noise to judge every epoch by.
-
-    Attributes:
-        rows: physical columns on the device; empty where the dataset has no validation split.
-        encoded: the same rows encoded.
-        action_std: (target_dim,) of the train rows; NaN where an action never varies.
-        seed: of the noise.
-    """
-
-    rows: dict[str, Tensor]
-    encoded: Rows
-    action_std: Float[np.ndarray, "target"]
-    seed: int = field(default=0)
-
-    @classmethod
-    def load(
-        cls, model: InverseDynamics, store: TransitionStore, config: RunConfig, device: torch.device
-    ) -> Validation:
-        """Read at most `config.val_rows` rows."""
-        columns = store.load("val", columns=("state", "action", "next_state"))
-        total = len(columns["state"])
-        index = torch.linspace(0, max(total - 1, 0), min(total, config.val_rows)).long().numpy()
-        picked = {name: values[index] for name, values in columns.items()}
-        rows = {name: torch.from_numpy(values).to(device) for name, values in picked.items()}
-        std = varying_std(store.moments, slice(model.context_dim, None))
-        return cls(rows, encode_rows(model, picked, device), std, config.training.seed)
-
-    @torch.no_grad()
-    def evaluate(self, model: InverseDynamics) -> Metrics:
-        """Return val_loss and, in units of the action's standard deviation, val_nrmse of one sample."""
-        count = len(self.encoded[0])
-        if count == 0:
-            return {}
-        generator = epoch_generator(self.seed, 0, VALIDATION_STREAM, model.device)
-        loss = model.encoded_loss(*self.encoded, model.draw_noise(count, generator, model.device))
-        sampled = model.sample(self.rows["state"], self.rows["next_state"], generator=generator)[0]
-        predicted, recorded = (flat_actions(values.cpu().numpy()) for values in (sampled, self.rows["action"]))
-        return {SELECTION_METRIC: float(loss), "val_nrmse": nrmse(predicted, recorded, self.action_std)}
+def choose_resident(model: InverseDynamics, store: TransitionStore, config: RunConfig, worker: Worker) -> bool:
+    """Return whether the train rows are kept in memory: where they fit on every worker, unless the config decides."""
+    if config.resident is not None:
+        return config.resident
+    fits = fits_in_memory(model, store.num_rows("train"), worker.device, worker.on_machine)
+    # Resident and streamed batches have different orders: workers that disagreed would train on wrong shares.
+    return float(worker.mean(torch.tensor(float(fits), device=worker.device))) == 1.0
 
 
-def make_batches(model: InverseDynamics, store: TransitionStore, config: RunConfig, worker: Worker) -> Batches:
-    """Return resident batches where the train rows fit in memory, else streaming ones."""
+def make_batches(
+    model: InverseDynamics, store: TransitionStore, config: RunConfig, worker: Worker, resident: bool
+) -> Batches:
+    """Return this worker's share of resident or streaming batches."""
     share = Share(config.training.batch_size, worker.rank, worker.world_size)
-    resident = config.resident
-    if resident is None:
-        resident = fits_in_memory(model, store.num_rows("train"), worker.device)
     if resident:
         return ResidentBatches(load_rows(model, store, "train", worker.device), share, config.training.seed)
     return StreamingBatches(store, model, share, config.training.seed, worker.device)
@@ -305,21 +326,24 @@ def _run_epochs(
     for epoch in range(first_epoch, num_epochs):
         train_loss = _run_epoch(config, worker, trainer, batches, tracker, clock, epoch)
         done = epoch + 1
-        if _is_due(done, num_epochs, EVALUATIONS) and validation is not None and tracker is not None:
-            metrics = {
-                "epoch": done,
-                "train_loss": train_loss,
-                **validation.evaluate(trainer.average),
-                "learning_rate": trainer.optimizer.param_groups[0]["lr"],
-                **clock.read(trainer.step),
-            }
-            tracker.log(metrics, trainer.step)
-            tracker.console(_epoch_line(metrics, num_epochs, trainer.step, clock))
-        if _is_due(done, num_epochs, config.checkpoints) and tracker is not None:
-            weights = trainer.average.state_dict()
-            save_checkpoint(config.run_dir, config, trainer.step, weights, trainer.state(done), metrics)
-        if metrics and metrics["epoch"] == done:
-            worker.on_metrics({"step": trainer.step, **metrics})
+        save = _is_due(done, num_epochs, config.checkpoints)
+        if not save and not _is_due(done, num_epochs, EVALUATIONS):
+            continue
+        with stopping_together(worker):
+            if validation is not None and tracker is not None:
+                metrics = {
+                    "epoch": done,
+                    "train_loss": train_loss,
+                    **validation.evaluate(trainer.average),
+                    "learning_rate": trainer.optimizer.param_groups[0]["lr"],
+                    **clock.read(trainer.step),
+                }
+                tracker.log(metrics, trainer.step)
+                tracker.console(_epoch_line(metrics, num_epochs, trainer.step, clock))
+                if save:
+                    weights = trainer.average.state_dict()
+                    save_checkpoint(config.run_dir, config, trainer.step, weights, trainer.state(done), metrics)
+                worker.on_metrics({"step": trainer.step, **metrics})
     return metrics
 
 

@@ -87,18 +87,22 @@ class RunConfig(Config):
 
     @classmethod
     def for_dataset(cls, store: TransitionStore, run_dir: str | Path, **values: Any) -> RunConfig:
-        """Return a run on a dataset: its rows decide the model's dimensions."""
-        return cls(
-            dataset_name=store.manifest["name"],
-            dataset_path=str(store.path.resolve()),
-            dataset_hash=store.content_hash,
-            state_dim=store.state_dim,
-            action_dim=store.action_dim,
-            history=store.history,
-            horizon=store.horizon,
-            run_dir=str(Path(run_dir).resolve()),
-            **values,
-        )
+        """Return a run on a dataset: its rows decide the model's dimensions.
+
+        Raises:
+            ConfigError: when one of `values` is not valid.
+        """
+        values |= {
+            "dataset_name": store.manifest["name"],
+            "dataset_path": str(store.path.resolve()),
+            "dataset_hash": store.content_hash,
+            "state_dim": store.state_dim,
+            "action_dim": store.action_dim,
+            "history": store.history,
+            "horizon": store.horizon,
+            "run_dir": str(Path(run_dir).resolve()),
+        }
+        return cls.from_values(values, where="the given values")
 
     def to_values(self) -> dict[str, Any]:
         """Return plain values that `from_values` reads back to an equal config."""

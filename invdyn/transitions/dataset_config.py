@@ -86,8 +86,8 @@ class DatasetConfig(Config):
         before, found, after = self.sequence_path.rstrip("/").rpartition(SEQUENCE_PART)
         if not found:
             raise ConfigError(
-                f"buffer_path must contain {SEQUENCE_PART!r} to derive the transitions folder, got {self.buffer_path!r}; "
-                "give output_path"
+                f"buffer_path must contain {SEQUENCE_PART!r} to derive the transitions folder, got "
+                f"{self.buffer_path!r}; give output_path"
             )
         return before + TRANSITION_PART + after
 

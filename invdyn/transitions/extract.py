@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
-from invdyn.errors import DataError
+from invdyn.errors import ConfigError, DataError
 from invdyn.sequences.base import EpisodeArrays, SequencePlan, SequenceReader, check_finite
 from invdyn.sequences.registry import open_sequences
 from invdyn.statistics import Moments, merge_moments, transition_features
@@ -26,8 +27,10 @@ from invdyn.transitions.store import (
     COLUMNS,
     MANIFEST,
     SCHEMA_VERSION,
+    TEMPORARY_SUFFIX,
     Part,
     TransitionStore,
+    holds_rows,
     part_name,
     write_json,
     write_part,
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
 PROGRESS_FOLDER = ".progress"
 PLAN_FILE = "plan.json"
+OUR_PART = re.compile(rf"\.?part-\d{{5,}}\.h5(\.\d+{re.escape(TEMPORARY_SUFFIX)})?")
 STATISTICS_CHUNK_ROWS = 16_384
 HASH_CHUNK_BYTES = 8 * 2**20
 
@@ -67,12 +71,14 @@ def create_dataset(
         overwrite: replace a finished dataset, or one that another plan left unfinished.
         local: work in this process instead of on Ray (which must otherwise be initialised).
         num_workers: tasks at a time; as many as Ray has CPUs when None.
-        on_plan: called once with the plan.
+        on_plan: called once with the plan, when all that can be checked beforehand is, and before anything is written.
         on_rows: called with the number of rows done whenever a segment is finished.
 
     Raises:
+        ConfigError: when a path is not on a mounted disk.
         DataError: when the recording is unusable, the folder holds another dataset, or writing fails.
     """
+    check_paths(config)
     output = Path(config.transitions_path)
     reader = open_sequences(
         config.sequence_path,
@@ -93,8 +99,9 @@ def create_dataset(
         segment_bytes=int(config.part_size_mb * 2**20),
     )
     plan_hash = hash_plan(config, plan, max_samples)
-    done = open_output(output, plan_hash, overwrite)
+    resume = check_output(output, plan_hash, overwrite)
     on_plan(plan)
+    done = open_output(output, plan_hash, resume)
     todo = [segment for segment in plan.segments if segment.index not in done]
     on_rows(sum(_rows_of(record) for record in done.values()))
     run = _run_local(reader, window, output, todo) if local else _run_on_ray(reader, window, output, todo, num_workers)
@@ -104,6 +111,7 @@ def create_dataset(
         done[record["index"]] = record
         on_rows(_rows_of(record))
     records = [done[segment.index] for segment in plan.segments]
+    check_parts(output, records)
     write_json(output / MANIFEST, make_manifest(config, plan, records, max_samples))
     _clear_progress(output)
     return TransitionStore(output)
@@ -131,6 +139,17 @@ def read_transitions(path: str | Path, split: str = "train") -> ray.data.Dataset
             return {column: file[column][()] for column in COLUMNS}
 
     return ray.data.from_items(files, override_num_blocks=max(len(files), 1)).map_batches(load, batch_size=1)
+
+
+def check_paths(config: DatasetConfig) -> None:
+    """Check that the recording and the transitions are on mounted disks.
+
+    Raises:
+        ConfigError: when one of them is a URL.
+    """
+    for name, path in (("buffer_path", config.sequence_path), ("output_path", config.transitions_path)):
+        if "://" in path:
+            raise ConfigError(f"{name} must be a folder on a mounted disk, got {path!r}; mount or copy it")
 
 
 def check_shapes(config: DatasetConfig, sequences: SequencePlan) -> None:
@@ -161,6 +180,7 @@ def hash_plan(config: DatasetConfig, plan: ExtractionPlan, max_samples: int | No
     facts = {
         "schema_version": SCHEMA_VERSION,
         "config": extraction_config(config),
+        "state_keys": config.state_keys,  # as a list: their order is lost in a sorted mapping
         "max_samples": max_samples,
         "files": [(file.name, file.size, file.mtime_ns) for file in plan.sequences.files],
         "lengths": hashlib.sha256(lengths.astype("<i8").tobytes()).hexdigest(),
@@ -173,27 +193,67 @@ def extraction_config(config: DatasetConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"buffer_path", "output_path", "collect"})
 
 
-def open_output(output: Path, plan_hash: str, overwrite: bool) -> dict[int, Record]:
-    """Prepare the output folder and return the records that an earlier run of the same plan left.
+def check_output(output: Path, plan_hash: str, overwrite: bool) -> bool:
+    """Return whether the output folder holds an earlier run of the same plan, to be continued.
 
     Raises:
         DataError: when the folder holds a finished dataset or another plan, and `overwrite` is not set.
     """
-    progress = output / PROGRESS_FOLDER
-    plan_file = progress / PLAN_FILE
-    if (output / MANIFEST).exists() and not overwrite:
+    finished = (output / MANIFEST).exists()
+    plan_file = output / PROGRESS_FOLDER / PLAN_FILE
+    started = plan_file.exists()
+    same = started and _read_json(plan_file).get("plan_hash") == plan_hash
+    if overwrite:
+        return same and not finished
+    # A run killed after its manifest, before it cleared its progress, is continued too: that only clears it.
+    if finished and not same:
         raise DataError(f"dataset exists already: {output}; give --overwrite to replace it")
-    same = plan_file.exists() and _read_json(plan_file).get("plan_hash") == plan_hash
-    if plan_file.exists() and not same and not overwrite:
+    if started and not same:
         raise DataError(
             f"{output} holds an unfinished dataset with another plan (config, --max_samples or recording changed); "
             "give --overwrite to replace it"
         )
-    if overwrite and not same:
-        _remove_dataset(output)
-    write_json(plan_file, {"plan_hash": plan_hash})
+    if not started and (parts := _our_files(output)):
+        raise DataError(
+            f"{output} holds parts of a dataset without {MANIFEST} ({len(parts)} files, first {parts[0].name}); give "
+            "--overwrite to replace them"
+        )
+    return same
+
+
+def open_output(output: Path, plan_hash: str, resume: bool) -> dict[int, Record]:
+    """Prepare the output folder and return the records of finished segments: those of an earlier run, or none.
+
+    Raises:
+        DataError: when the folder cannot be written.
+    """
+    try:
+        if not resume:
+            _remove_dataset(output)
+        for leftover in _our_files(output):
+            if leftover.suffix == TEMPORARY_SUFFIX:
+                leftover.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot clear {output}: {error}; check its permissions or set output_path") from None
+    progress = output / PROGRESS_FOLDER
+    write_json(progress / PLAN_FILE, {"plan_hash": plan_hash})
     records = [_read_json(path) for path in sorted(progress.glob("segment-*.json"))]
-    return {record["index"]: record for record in records if _parts_exist(output, record)}
+    return {record["index"]: record for record in records if record and _parts_whole(output, record)}
+
+
+def check_parts(output: Path, records: Iterable[Record]) -> None:
+    """Check that every part is on the disk that this process sees.
+
+    Raises:
+        DataError: naming the first that is not: workers then write to another disk.
+    """
+    for record in records:
+        for part in record["parts"].values():
+            if not (output / part["file"]).is_file():
+                raise DataError(
+                    f"part is missing after it was written: {output / part['file']}; on a cluster, the output folder "
+                    "must be on a disk that all nodes share"
+                )
 
 
 def extract_segment(reader: SequenceReader, window: Window, output: Path, segment: Segment) -> Record:
@@ -247,7 +307,7 @@ def hash_rows(rows: Transitions) -> str:
 def hash_file(path: str | Path) -> str:
     """Return the XXH3-128 of a file's bytes."""
     digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         while block := file.read(HASH_CHUNK_BYTES):
             digest.update(block)
     return digest.hexdigest()
@@ -334,30 +394,37 @@ def _rows_of(record: Record) -> int:
     return sum(int(part["rows"]) for part in record["parts"].values())
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> Record:
+    """Return a progress file, or nothing where it is damaged: its work is then done again."""
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"progress file is not valid JSON: {path}: {error}; give --overwrite to start anew") from None
-    return values
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
-def _parts_exist(output: Path, record: Record) -> bool:
-    return all((output / part["file"]).is_file() for part in record["parts"].values())
+def _parts_whole(output: Path, record: Record) -> bool:
+    # Records are flushed to disk, parts are not: after a power cut a part may be there in name only.
+    return all(holds_rows(output / part["file"], part["rows"]) for part in record["parts"].values())
+
+
+def _our_files(output: Path) -> list[Path]:
+    """Return the parts in a folder, half-written ones included."""
+    found = [path for split in SPLITS for path in sorted((output / split).glob("*")) if OUR_PART.fullmatch(path.name)]
+    return found + sorted(output.glob(f".{MANIFEST}.*{TEMPORARY_SUFFIX}"))
 
 
 def _remove_dataset(output: Path) -> None:
     """Remove what this module writes, and nothing else: the manifest first, so that the dataset is never half right."""
     (output / MANIFEST).unlink(missing_ok=True)
-    for split in SPLITS:
-        for path in (output / split).glob("*part-*.h5*"):
-            path.unlink()
+    for path in _our_files(output):
+        path.unlink(missing_ok=True)
     _clear_progress(output)
 
 
 def _clear_progress(output: Path) -> None:
     progress = output / PROGRESS_FOLDER
     for path in progress.glob("*"):
-        path.unlink()
+        path.unlink(missing_ok=True)
     if progress.is_dir():
         progress.rmdir()

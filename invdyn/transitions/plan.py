@@ -128,8 +128,8 @@ def split_episodes(sequences: SequencePlan, dataset_name: str, val_ratio: float,
     num_val, num_test = (max(1, round(ratio * total)) if ratio > 0 else 0 for ratio in (val_ratio, test_ratio))
     if num_val + num_test >= total:
         raise DataError(
-            f"each split needs an episode of its own: {total} episodes cannot give {num_val} to val, {num_test} to test "
-            "and one to train; record more, or set val_ratio or test_ratio to 0"
+            f"each split needs an episode of its own: {total} episodes cannot give {num_val} to val, {num_test} to "
+            "test and one to train; record more, or set val_ratio or test_ratio to 0"
         )
     names = (f"{dataset_name}/{sequences.episode_id(i)}".encode() for i in range(total))
     keys = np.array([int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") for name in names], np.uint64)
@@ -160,14 +160,17 @@ def limit_rows(available: PerEpisode, split: PerEpisode, max_samples: int | None
 
 
 def _apportion(rows: Int[np.ndarray, "splits"], total: int) -> Int[np.ndarray, "splits"]:
-    exact = rows * total / rows.sum()
-    share = np.minimum(np.floor(exact).astype(np.int64), rows)
-    by_remainder = np.argsort(share - exact, kind="stable")
-    share[by_remainder[: total - share.sum()]] += 1
+    # Python's integers: the product passes 2^63 for a few billion rows, and floats round long before.
+    products = [int(count) * total for count in rows]
+    share = np.array([product // int(rows.sum()) for product in products], dtype=np.int64)
+    remainders = [product % int(rows.sum()) for product in products]
+    by_remainder = np.argsort(np.negative(remainders), kind="stable")
+    share[by_remainder[: total - int(share.sum())]] += 1
     for empty in np.flatnonzero((share == 0) & (rows > 0)):
         largest = int(share.argmax())
         if share[largest] > 1:
-            share[[empty, largest]] += (1, -1)
+            share[int(empty)] += 1
+            share[largest] -= 1
     return share
 
 

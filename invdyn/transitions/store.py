@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from invdyn.transitions.windows import Transitions
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
+TEMPORARY_SUFFIX = ".tmp"
 COLUMNS = ("state", "action", "next_state", "episode", "step")
 
 
@@ -52,17 +54,19 @@ class TransitionStore:
             raise DataError(f"dataset not found: {self.path}; make it with experiments/create_dataset.py")
         if not manifest.is_file():
             raise DataError(
-                f"dataset is unfinished: {self.path} has no {MANIFEST}; run experiments/create_dataset.py again to finish it"
+                f"dataset is unfinished: {self.path} has no {MANIFEST}; run experiments/create_dataset.py again to "
+                "finish it"
             )
         try:
-            self.manifest: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+            values = json.loads(manifest.read_text(encoding="utf-8"))
         except ValueError as error:
             raise DataError(f"manifest is not valid JSON: {manifest}: {error}; rebuild with --overwrite") from None
-        version = self.manifest.get("schema_version")
+        version = values.get("schema_version") if isinstance(values, dict) else None
         if version != SCHEMA_VERSION:
             raise DataError(
                 f"dataset schema must be version {SCHEMA_VERSION}, {manifest} has {version}; rebuild with --overwrite"
             )
+        self.manifest: dict[str, Any] = values
 
     def __repr__(self) -> str:
         rows = ", ".join(f"{split} {self.num_rows(split):,}" for split in SPLITS)
@@ -179,18 +183,10 @@ def write_part(path: Path, rows: Transitions) -> None:
     Raises:
         DataError: when the disk is full or the folder cannot be written; no file is left under the final name.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(temporary, "w") as file:
-            for column in COLUMNS:
-                file.create_dataset(column, data=getattr(rows, column), track_times=False)
-            file.flush()
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # h5py reports a failed flush or close as RuntimeError
-        temporary.unlink(missing_ok=True)
-        reason = " ".join(str(error).split())
-        raise DataError(f"cannot write {path}: {reason}; free some space or set output_path, then run again") from None
+    with _replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        for column in COLUMNS:
+            file.create_dataset(column, data=getattr(rows, column), track_times=False)
+        file.flush()
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -199,14 +195,32 @@ def write_json(path: Path, values: Any) -> None:
     Raises:
         DataError: when it cannot be written; an older file of that name is left as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        json.dump(values, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def holds_rows(path: Path, rows: int) -> bool:
+    """Return whether a part file is whole: it opens, and every column has this many rows."""
+    try:
+        with h5py.File(path, "r") as file:
+            return all(column in file and len(file[column]) == rows for column in COLUMNS)
+    except OSError:
+        return False
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path` to write to, renamed to `path` at the end and removed on any failure."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(values, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DataError(f"cannot write {path}: {error}; free some space or choose another folder") from None
+    except (OSError, RuntimeError) as error:  # h5py reports a failed flush or close as RuntimeError
+        reason = " ".join(str(error).split())
+        raise DataError(f"cannot write {path}: {reason}; free some space or set output_path, then run again") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()

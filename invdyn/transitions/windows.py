@@ -74,7 +74,9 @@ def ranges(starts: Counts, lengths: Counts) -> Int[np.ndarray, "total"]:
         [0, 1, 10, 11, 12]
     """
     ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+    numbers: np.ndarray = np.arange(ends[-1] if len(ends) else 0)
+    numbers += np.repeat(starts - (ends - lengths), lengths)
+    return numbers
 
 
 def make_transitions(
@@ -121,4 +123,5 @@ def _gather(
         if len(index) and index[-1] - index[0] == len(index) - 1:
             return np.ascontiguousarray(values[index[0] + offset : index[-1] + offset + 1], dtype=np.float32)
         return values.take(index + offset, axis=0).astype(np.float32, copy=False)
-    return values.take(index[:, None] + offsets, axis=0).astype(np.float32, copy=False)
+    gathered: np.ndarray = values.take(index[:, None] + offsets, axis=0)
+    return gathered.astype(np.float32, copy=False)

@@ -1,0 +1,77 @@
+"""How the benchmarks measure: variants in turn, CPU time, medians, and where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROUNDS = 5
+RESULTS = Path(__file__).resolve().parent.parent.parent / "runs" / "benchmarks"
+
+Row = Mapping[str, Any]
+
+
+def interleave(variants: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+    """Run every variant once per round, after one round to warm up.
+
+    Returns:
+        CPU seconds (user and system, children included) of each round, by variant.
+    """
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name, run in variants.items():
+            started = cpu_seconds()
+            run()
+            if number:
+                times[name].append(cpu_seconds() - started)
+    return times
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
+    """Return the median over rounds of slow / fast: what a busy machine does to a round, it does to both."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and its finished children."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def machine() -> dict[str, str]:
+    """Return where a figure was measured."""
+    from invdyn.training.run_config import current_versions
+
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return {"cpu": f"{model}, {os.cpu_count()} cores", "date": time.strftime("%Y-%m-%d"), **current_versions()}
+
+
+def report(name: str, title: str, rows: Sequence[Row]) -> None:
+    """Print one table and write it as JSON."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    cells = [[_text(row.get(column)) for column in columns] for row in rows]
+    widths = [max(len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
+    print(f"\n{title}")
+    for line in [columns, ["-" * width for width in widths], *cells]:
+        padded = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        print("  ".join(padded))
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"title": title, "machine": machine(), "rows": list(rows)}, indent=1), encoding="utf-8")
+    print(f"written: {path}", flush=True)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:,.0f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,204 @@
+"""How well states tell the action: the linear inverse for any window and any shift, from one pass over the rows.
+
+The rows of a sample are reduced once to the moments of [s_t, differences of neighbouring states around t, actions].
+The features of every gap, history and shift are sums of those columns, so that each further question costs a small
+matrix product. Differences are formed before anything is summed: consecutive states nearly cancel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from invdyn.doctor.sample import Sample
+from invdyn.models.linear_base import CONSTANT_TOLERANCE, ridge
+from invdyn.statistics import Moments
+from invdyn.transitions.windows import Window, ranges
+
+MAX_FOLDS = 5
+MAX_VALUES = 12_000_000
+"""Numbers in the matrix of rows, float64: about 100 MB."""
+
+FloatArray = Float[np.ndarray, "..."]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows around t: the state, differences of neighbouring states, and actions.
+
+    Attributes:
+        values: (rows, columns) float64: s_t; s_{offsets[i+1]} - s_{offsets[i]} for each i; a_t .. a_{t+horizon-1}.
+        offsets: the offsets from t whose states are known, ascending, 0 among them.
+        state_dim: numbers in a state.
+        num_targets: numbers in the actions of a row.
+        fold: (rows,) which part of the sample a row is in; parts share no episode where there are several.
+        num_folds: number of parts.
+    """
+
+    values: FloatArray
+    offsets: tuple[int, ...]
+    state_dim: int
+    num_targets: int
+    fold: Int[np.ndarray, "rows"]
+    num_folds: int
+
+    @property
+    def target(self) -> Float[np.ndarray, "rows targets"]:
+        """The actions of each row."""
+        return self.values[:, -self.num_targets :]
+
+    @cached_property
+    def fold_moments(self) -> list[Moments]:
+        """Moments of the rows of each fold."""
+        return [Moments.of_rows(self.values[self.fold == fold]) for fold in range(self.num_folds)]
+
+    def window_blocks(self, window: Window) -> Float[np.ndarray, "blocks known"]:
+        """Return how the features of a window, [s_t, past differences, s_{t+gap} - s_t], are summed from the columns."""
+        past = [self._difference(-i - 1, -i) for i in range(window.history)]
+        return np.stack([self._state(0), *past, self._difference(0, window.gap)])
+
+    def shift_blocks(self, shift: int) -> Float[np.ndarray, "blocks known"]:
+        """Return how the features of the step t + shift -> t + shift + 1 are summed from the columns."""
+        return np.stack([self._state(shift), self._difference(shift, shift + 1)])
+
+    def _state(self, offset: int) -> Float[np.ndarray, "known"]:
+        now = np.zeros(len(self.offsets))
+        now[0] = 1.0
+        low, high = sorted((0, offset))
+        return now + np.sign(offset) * self._difference(low, high)
+
+    def _difference(self, low: int, high: int) -> Float[np.ndarray, "known"]:
+        # offsets[i + 1] - offsets[i] is column block 1 + i.
+        row = np.zeros(len(self.offsets))
+        row[1 + self.offsets.index(low) : 1 + self.offsets.index(high)] = 1.0
+        return row
+
+
+def make_rows(sample: Sample, offsets: Iterable[int], horizon: int) -> Rows | None:
+    """Return the rows for which all offsets lie in the episode, evenly thinned where there are too many; None if none.
+
+    Args:
+        sample: the episodes.
+        offsets: offsets from t whose states are needed.
+        horizon: actions per row.
+    """
+    known = tuple(sorted({0, *offsets}))
+    window = Window(gap=max(known[-1], 1), horizon=horizon, history=-known[0])
+    counts = window.num_rows(sample.num_states, sample.num_actions)
+    now = ranges(sample.state_start + window.history, counts)
+    act = ranges(sample.action_start + window.history, counts)
+    columns = len(known) * sample.state.shape[1] + horizon * sample.action.shape[1]
+    thin = _evenly(len(now), MAX_VALUES // columns)
+    if len(thin) < 2 * MAX_FOLDS:
+        return None
+    episode = np.repeat(np.arange(sample.num_episodes), counts)[thin]
+    now, act = now[thin], act[thin]
+    states = [sample.state[now + offset] for offset in known]
+    differences = [after - before for before, after in zip(states, states[1:], strict=False)]
+    actions = sample.action[act[:, None] + np.arange(horizon)].reshape(len(act), -1)
+    fold, num_folds = fold_of(episode)
+    values = np.concatenate([states[known.index(0)], *differences, actions], axis=1)
+    return Rows(values, known, sample.state.shape[1], actions.shape[1], fold, num_folds)
+
+
+def fold_of(episode: Int[np.ndarray, "rows"]) -> tuple[Int[np.ndarray, "rows"], int]:
+    """Assign rows to at most `MAX_FOLDS` folds: by episode where there are several, else in contiguous stretches."""
+    names, position = np.unique(episode, return_inverse=True)
+    if len(names) > 1:
+        folds = min(MAX_FOLDS, len(names))
+        return position % folds, folds
+    return np.arange(len(episode)) * MAX_FOLDS // len(episode), MAX_FOLDS
+
+
+def unexplained(
+    rows: Rows, blocks: Float[np.ndarray, "blocks known"]
+) -> Float[np.ndarray, "targets"]:
+    """Return the share of each target's variance that the linear inverse leaves, on folds it was not fitted on.
+
+    Args:
+        rows: the rows.
+        blocks: which features, from `window_blocks` or `shift_blocks`.
+
+    Returns:
+        (targets,) mean squared error / variance; NaN for a constant target.
+    """
+    spread = _spread(rows)
+    moments = [_features(fold, rows, blocks) for fold in rows.fold_moments]
+    squared = np.zeros(rows.num_targets)
+    for index, held_out in enumerate(moments):
+        fitted = reduce(Moments.merge, [m for i, m in enumerate(moments) if i != index])
+        squared += _squared_error(held_out, *fit(fitted, rows.num_targets), rows.num_targets)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(spread > 0, squared / spread, np.nan)
+
+
+def fit(moments: Moments, num_targets: int) -> tuple[FloatArray, FloatArray]:
+    """Return (weight, mean): target = mean[-num_targets:] + (features - mean[:-num_targets]) @ weight."""
+    std = moments.std
+    constant = std <= CONSTANT_TOLERANCE * np.maximum(abs(moments.minimum), abs(moments.maximum))
+    inverse = np.divide(1.0, std, where=~constant, out=np.zeros_like(std))
+    correlation = moments.covariance * np.outer(inverse, inverse)
+    split = len(std) - num_targets
+    weight = ridge(correlation[:split, :split], correlation[:split, split:])
+    return inverse[:split, None] * weight * std[split:], moments.mean
+
+
+def features(rows: Rows, blocks: Float[np.ndarray, "blocks known"], chosen: Int[np.ndarray, "chosen"]) -> FloatArray:
+    """Return the features of the chosen rows, (chosen, blocks * state_dim)."""
+    known = rows.values[chosen, : -rows.num_targets].reshape(len(chosen), -1, rows.state_dim)
+    return np.matmul(blocks, known).reshape(len(chosen), -1)
+
+
+def active_targets(rows: Rows) -> Bool[np.ndarray, "targets"]:
+    """Return which targets vary."""
+    return np.asarray(_spread(rows) > 0)
+
+
+def mean_share(shares: Float[np.ndarray, "targets"]) -> float:
+    """Return the mean over the targets that vary; NaN when none does."""
+    known = shares[np.isfinite(shares)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def _features(moments: Moments, rows: Rows, blocks: FloatArray) -> Moments:
+    """Return the moments of [features, targets] from those of the columns. The ranges only bound the true ones."""
+    size = rows.state_dim
+    transform = np.zeros((len(blocks) * size + rows.num_targets, len(moments.mean)))
+    transform[: len(blocks) * size, : -rows.num_targets] = np.kron(blocks, np.eye(size))
+    transform[len(blocks) * size :, -rows.num_targets :] = np.eye(rows.num_targets)
+    largest = np.abs(transform) @ np.maximum(abs(moments.minimum), abs(moments.maximum))
+    comoment = transform @ moments.comoment @ transform.T
+    return Moments(moments.count, transform @ moments.mean, comoment, -largest, largest)
+
+
+def _squared_error(held_out: Moments, weight: FloatArray, mean: FloatArray, num_targets: int) -> FloatArray:
+    """Return the sum of squared errors of a linear inverse over the rows behind `held_out`, (targets,)."""
+    error = np.concatenate([-weight, np.eye(num_targets)])
+    bias = (held_out.mean - mean) @ error
+    squares = np.einsum("ij,ij->j", error, held_out.comoment @ error)
+    total: FloatArray = np.maximum(squares, 0.0) + held_out.count * bias**2
+    return total
+
+
+def _spread(rows: Rows) -> Float[np.ndarray, "targets"]:
+    """Return the sum of squared deviations of each target; 0 where it is constant but for rounding."""
+    whole = reduce(Moments.merge, rows.fold_moments)
+    size = np.maximum(abs(whole.minimum), abs(whole.maximum))
+    spread: FloatArray = np.where(whole.std > CONSTANT_TOLERANCE * size, np.diag(whole.comoment), 0.0)[-rows.num_targets :]
+    return spread
+
+
+def _evenly(total: int, limit: int) -> Int[np.ndarray, "chosen"]:
+    """Return up to `limit` evenly spaced numbers below `total`."""
+    if total <= limit:
+        return np.arange(total)
+    return np.linspace(0, total - 1, max(limit, 1)).astype(np.int64)
+
+
+def per_action(shares: Float[np.ndarray, "targets"], action_dim: int) -> Sequence[float]:
+    """Return the mean share of each action dimension over the horizon."""
+    return [mean_share(column) for column in shares.reshape(-1, action_dim).T]

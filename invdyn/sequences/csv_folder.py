@@ -1,0 +1,255 @@
+"""CSV folders: a state file and an action file per episode, with N states and N or N - 1 actions, a row per step.
+
+The two files of an episode have the same path but for the word that says which they are: `state_3.csv` and
+`action_3.csv`, `episode_3/states.csv` and `episode_3/actions.csv`, `observations/3.csv` and `actions/3.csv`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Num
+
+from invdyn.errors import DataError
+from invdyn.sequences import files
+from invdyn.sequences.base import EpisodeArrays, SequencePlan
+from invdyn.sequences.file_reader import FAIL, FileReader, changed, plan_file
+from invdyn.sequences.files import find_files, open_binary, reading, require_package, source_file
+
+if TYPE_CHECKING:
+    import pyarrow
+
+SUFFIX = ".csv"
+WHOLE_STATE = "state"
+WHOLE_ACTION = "action"
+STATE_WORD = re.compile(r"(?i)(?<![a-z])(states?|observations?|obs)(?![a-z])")
+ACTION_WORD = re.compile(r"(?i)(?<![a-z])(actions?)(?![a-z])")
+DELIMITERS = ",;\t "
+COUNT_BYTES = 8 * 2**20
+NEW_LINE = ord("\n")
+BLANKS = b"\r\t ,;"
+
+
+class CsvReader(FileReader):
+    """Reads a folder of CSV files.
+
+    Args:
+        path: the folder.
+        state_keys: columns of the state file that make the state; `state`, or nothing, for all of them.
+        action_key: column of the action file; `action`, or nothing, for all of them.
+        on_error: `fail` or `skip`.
+        state_word: what the path of a state file has where that of an action file has `action_word`.
+        action_word: the same for action files.
+    """
+
+    format_name = "csv"
+    default_action_key = WHOLE_ACTION
+
+    def __init__(
+        self,
+        path: str | Path,
+        state_keys: Iterable[str] | None = None,
+        action_key: str | None = None,
+        *,
+        on_error: str = FAIL,
+        state_word: str | None = None,
+        action_word: str | None = None,
+    ):
+        super().__init__(path, state_keys, action_key, on_error=on_error)
+        self.state_word = re.compile(re.escape(state_word)) if state_word else STATE_WORD
+        self.action_word = re.compile(re.escape(action_word)) if action_word else ACTION_WORD
+        self._action_paths: dict[str, str] = {}
+
+    @classmethod
+    def recognises(cls, path: str | Path) -> bool:
+        """Return whether there are .csv files."""
+        return files.is_folder(str(path)) and bool(find_files(str(path), (SUFFIX,), recursive=True))
+
+    def find(self) -> list[str]:
+        """Return the state files, having found the action file of each."""
+        if not files.is_folder(self.path):
+            raise DataError(f"a csv recording must be a folder of state and action files: {self.path} is a file")
+        found = find_files(self.path, (SUFFIX,), recursive=True)
+        names = {path: files.relative(path, self.path) for path in found}
+        states, actions = self._by_episode(names, self.state_word), self._by_episode(names, self.action_word)
+        alone = sorted(states.keys() ^ actions.keys())
+        if alone or not states:
+            example = (states.get(alone[0]) or actions.get(alone[0])) if alone else self.path
+            raise DataError(
+                f"each state file must have an action file of the same name: {example} has none "
+                f"({len(states)} state files, {len(actions)} action files, {len(found)} CSV files); name them like "
+                "state_0.csv and action_0.csv, or set format_options.state_word and action_word"
+            )
+        self._action_paths = {states[name]: actions[name] for name in states}
+        return list(self._action_paths)
+
+    def inspect_file(self, path: str) -> SequencePlan:
+        """Count the lines of both files and read their first ones."""
+        action_path = self._action_paths[path]
+        state_layout, action_layout = read_layout(path), read_layout(action_path)
+        state_columns = state_layout.choose(self.state_keys or (WHOLE_STATE,), WHOLE_STATE, "shape_meta.obs")
+        action_columns = action_layout.choose((self.action_key,), WHOLE_ACTION, "shape_meta.action_key")
+        num_states, num_actions = state_layout.num_rows, action_layout.num_rows
+        if num_actions not in (num_states, num_states - 1):
+            raise DataError(
+                f"lengths disagree: {path} has {num_states} states, {action_path} {num_actions} actions; N states need "
+                "N - 1 actions (or N, the last one then unused)"
+            )
+        return plan_file(
+            source_file(path, self.path, (action_path,)),
+            num_states=np.array([num_states]),
+            num_actions=np.array([num_actions]),
+            dims=(len(state_columns), len(action_columns)),
+        )
+
+    def read(self, plan: SequencePlan) -> EpisodeArrays:
+        """Read both files whole."""
+        file = plan.files[plan.file_index[0]]
+        state = read_columns(file.path, self.state_keys or (WHOLE_STATE,), WHOLE_STATE, "shape_meta.obs")
+        action = read_columns(file.parts[0], (self.action_key,), WHOLE_ACTION, "shape_meta.action_key")
+        if (len(state), len(action)) != (plan.num_states[0], plan.num_actions[0]):
+            raise changed(file.path)
+        return EpisodeArrays(state, action)
+
+    def _by_episode(self, names: dict[str, str], word: re.Pattern[str]) -> dict[str, str]:
+        """Return the files whose name has a word, by their name without it."""
+        found: dict[str, str] = {}
+        for path, name in names.items():
+            places = list(word.finditer(name.removesuffix(SUFFIX)))
+            if not places:
+                continue
+            episode = f"{name[: places[-1].start()]}*{name[places[-1].end() :]}"
+            if episode in found:
+                raise DataError(
+                    f"an episode must have one file of a kind: {found[episode]} and {path} are both {episode}"
+                )
+            found[episode] = path
+        return found
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a CSV file is written.
+
+    Attributes:
+        path: the file.
+        delimiter: what separates columns.
+        names: column names; `column 0` and on where the file has no header.
+        has_header: whether the first line holds names.
+        num_rows: lines with values.
+    """
+
+    path: str
+    delimiter: str
+    names: tuple[str, ...]
+    has_header: bool
+    num_rows: int
+
+    def choose(self, keys: tuple[str, ...], whole: str, setting: str) -> list[int]:
+        """Return the indices of columns by name; `whole` stands for all of them unless a column has that name.
+
+        Raises:
+            DataError: when a column is missing.
+        """
+        chosen: list[int] = []
+        for key in keys:
+            if key in self.names:
+                chosen.append(self.names.index(key))
+            elif key == whole:
+                chosen += range(len(self.names))
+            else:
+                raise DataError(
+                    f"key {key!r} is missing: {self.path}: found the columns {', '.join(self.names)} ({self.num_rows} "
+                    f"rows each); set {setting} to columns of the file, or to {whole!r} for all"
+                )
+        return chosen
+
+
+def read_layout(path: str) -> Layout:
+    """Find out how a CSV file is written, from its first line, and count its rows.
+
+    Raises:
+        DataError: when it is missing, empty or not text.
+    """
+    with open_binary(path) as file, reading(path, UnicodeDecodeError):
+        first = file.readline().decode("utf-8-sig").strip()
+        if not first:
+            raise DataError(
+                f"a recording must hold at least one episode: {path}: the file is empty or its first line is"
+            )
+        if "\x00" in first:
+            raise DataError(f"file is truncated, corrupt or of another kind: {path}: it is not text; record it again")
+        cells_of = {mark: first.lstrip("# ").split(mark) for mark in DELIMITERS}
+        delimiter = next((mark for mark in DELIMITERS if len(cells_of[mark]) > 1), ",")
+        cells = [cell.strip().strip("\"'") for cell in cells_of[delimiter]]
+        has_header = not any(_is_number(cell) for cell in cells)
+        file.seek(0)
+        num_rows = count_lines(file) - int(has_header)
+    names = tuple(cells) if has_header else tuple(f"column {index}" for index in range(len(cells)))
+    return Layout(path, delimiter, names, has_header, num_rows)
+
+
+def count_lines(file: object) -> int:
+    """Return how many lines of an open file hold something, in blocks: no loop over lines."""
+    total, rest = 0, b""
+    while block := file.read(COUNT_BYTES):  # type: ignore[attr-defined]
+        block = rest + block
+        cut = block.rfind(b"\n") + 1
+        total += _count_full_lines(block[:cut])
+        rest = block[cut:]
+    return total + int(bool(rest.strip()))
+
+
+def read_columns(path: str, keys: tuple[str, ...], whole: str, setting: str) -> Num[np.ndarray, "rows columns"]:
+    """Read columns of a CSV file.
+
+    Raises:
+        DataError: when it is corrupt or a column is not numeric.
+    """
+    arrow = require_package("pyarrow", "csv")
+    csv = require_package("pyarrow.csv", "csv")
+    layout = read_layout(path)
+    chosen = layout.choose(keys, whole, setting)
+    with open_binary(path) as file, reading(path, arrow.ArrowException):
+        table = csv.read_csv(
+            file,
+            read_options=csv.ReadOptions(
+                column_names=[str(index) for index in range(len(layout.names))], skip_rows=int(layout.has_header)
+            ),
+            parse_options=csv.ParseOptions(delimiter=layout.delimiter),
+        )
+    return np.stack([_numbers(table.column(index), layout.names[index], path) for index in chosen], axis=1)
+
+
+def _numbers(column: pyarrow.ChunkedArray, name: str, path: str) -> Num[np.ndarray, "rows"]:
+    import pyarrow
+
+    kind = column.type
+    if pyarrow.types.is_null(kind):
+        return np.full(len(column), np.nan)
+    if not (pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind) or pyarrow.types.is_boolean(kind)):
+        raise DataError(f"{name} must be numeric: {path}: it is {kind}; choose other columns in shape_meta")
+    # An empty cell becomes NaN, which the check for finite values names.
+    return np.asarray(column.to_numpy(), dtype=np.float64)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return not cell
+    return True
+
+
+def _count_full_lines(block: bytes) -> int:
+    """Return how many of the lines of a block, which ends with a line, hold something."""
+    values = np.frombuffer(block, dtype=np.uint8)
+    ends = np.flatnonzero(values == NEW_LINE)
+    # What is in a line besides blanks, as a running count: equal at both ends of an empty line.
+    filled = np.cumsum(~np.isin(values, np.frombuffer(BLANKS + b"\n", dtype=np.uint8)))
+    return int(np.count_nonzero(np.diff(filled[ends], prepend=0)))
