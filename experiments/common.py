@@ -58,7 +58,8 @@ def run_command(main: Callable[[], None]) -> None:
 def connect(args: argparse.Namespace, *, uses_data: bool = False) -> None:
     """Start Ray on this machine, or join the cluster at `--address` or `RAY_ADDRESS`; do nothing with `--local`.
 
-    With `uses_data`, Ray Data is imported and made as quiet as the rest: it sets its log level on import. Ray's own chatter is turned off unless INVDYN_RAY_VERBOSE is set: it hides warnings about waiting for resources too.
+    With `uses_data`, Ray Data is imported and made as quiet as the rest: it sets its log level on import. Ray's own
+    chatter is turned off unless INVDYN_RAY_VERBOSE is set: that hides warnings about waiting for resources too.
     """
     if args.local:
         return

@@ -7,6 +7,7 @@ python experiments/train.py --dataset_config configs/dataset/pendulum_integrable
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from invdyn.config import load_config
 from invdyn.errors import ConfigError
 from invdyn.models.recipe import TrainingRecipe
 from invdyn.models.registry import load_model_config
-from invdyn.training.distributed import train
-from invdyn.training.run_config import RunConfig, TrackingConfig, resolve_device
+from invdyn.training.checkpoint import CHECKPOINTS
+from invdyn.training.distributed import check_run, train
+from invdyn.training.run_config import RunConfig, TrackingConfig
 from invdyn.transitions.dataset_config import DatasetConfig
 from invdyn.transitions.store import TransitionStore
 
@@ -36,9 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="of weights, order and noise")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: the model config's, else auto)")
     parser.add_argument("--compile", action="store_true", help="compile the training step (needs a C++ compiler)")
-    parser.add_argument(
-        "--cpu_threads", type=positive_int, default=1, help="threads of each CPU worker (small networks: 1)"
-    )
+    parser.add_argument("--cpu_threads", type=positive_int, help="threads of each CPU worker (default: 1)")
     parser.add_argument("--run_dir", help="folder of the run (default: runs/DATASET/MODEL-TIME)")
     parser.add_argument("--resume", metavar="RUN_DIR", help="continue a run from its latest checkpoint")
     add_common_arguments(parser)
@@ -49,10 +49,13 @@ def main() -> None:
     """Train, and print where the run is."""
     args = parse_arguments()
     config = resumed_run(args) if args.resume else new_run(args)
-    if args.local:
-        resolve_device(config.device)
+    check_run(config, args.local)  # before Ray takes seconds to start
     connect(args)
-    metrics = train(config, local=args.local, resume=bool(args.resume))
+    try:
+        metrics = train(config, local=args.local, resume=bool(args.resume))
+    except KeyboardInterrupt:
+        print(f"\nstopped; continue with --resume {config.run_dir}", file=sys.stderr)
+        raise
     print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     print(f"run: {config.run_dir}")
 
@@ -79,7 +82,7 @@ def new_run(args: argparse.Namespace) -> RunConfig:
         device=args.device or model.device or "auto",
         num_workers=args.num_workers or 1,
         compile=args.compile,
-        cpu_threads=args.cpu_threads,
+        cpu_threads=args.cpu_threads or 1,
         tracking=TrackingConfig(mode=args.wandb),
     )
 
@@ -96,18 +99,24 @@ def resumed_run(args: argparse.Namespace) -> RunConfig:
     """Return the config of the run to continue; only where and how it runs may change.
 
     Raises:
-        ConfigError: when a flag would change the run itself.
+        ConfigError: when a flag would change the run itself, or the folder is not a run.
     """
-    fixed = ("dataset_config", "model_config", "run_dir", "compile", *RECIPE_FLAGS)
-    changed = [f"--{name}" for name in fixed if getattr(args, name)] + (["--set"] if args.overrides else [])
+    fixed = ("dataset_config", "model_config", "run_dir", "compile", "smoke", *RECIPE_FLAGS)
+    # By identity: a seed of 0 is a given flag too.
+    given = [name for name in fixed if getattr(args, name) is not None and getattr(args, name) is not False]
+    changed = [f"--{name}" for name in given] + (["--set"] if args.overrides else [])
     if changed:
         raise ConfigError(f"--resume continues a run as it was started; drop {', '.join(changed)} or start a new run")
+    folder = Path(args.resume).resolve()
+    if folder.parent.name == CHECKPOINTS:
+        raise ConfigError(f"--resume takes a run folder, got the checkpoint {folder}; give {folder.parent.parent}")
     config = RunConfig.load(args.resume)
     tracking = config.tracking.replace(mode=args.wandb) if args.wandb else config.tracking
     return config.replace(
-        run_dir=str(Path(args.resume).resolve()),
+        run_dir=str(folder),
         device=args.device or config.device,
         num_workers=args.num_workers or config.num_workers,
+        cpu_threads=args.cpu_threads or config.cpu_threads,
         tracking=tracking,
     )
 

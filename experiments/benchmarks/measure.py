@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,8 +41,8 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
 
 def cpu_seconds() -> float:
     """Return the CPU time of this process and its finished children."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in usage)
 
 
 def machine() -> dict[str, str]:
@@ -63,7 +64,9 @@ def report(name: str, title: str, rows: Sequence[Row]) -> None:
     widths = [max(len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
     print(f"\n{title}")
     for line in [columns, ["-" * width for width in widths], *cells]:
-        padded = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        padded = (
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
         print("  ".join(padded))
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
@@ -74,4 +77,10 @@ def report(name: str, title: str, rows: Sequence[Row]) -> None:
 def _text(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:,.0f}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:.3g}"
+        if isinstance(value, float) and abs(value) < 1000
+        else f"{value:,.0f}"
+        if isinstance(value, float)
+        else str(value)
+    )

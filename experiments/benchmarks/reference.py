@@ -47,11 +47,18 @@ def block(dim_in: int, dim_out: int) -> nn.Sequential:
 class ReferenceNetwork(nn.Module):
     """The velocity network: an encoder and a decoder over widths, with skips and a projection of (t, c) per level."""
 
-    def __init__(self, action_dim: int, condition_dim: int, embed_dim: int = 16, down_dims: Sequence[int] = (16, 32, 64)):
+    def __init__(
+        self, action_dim: int, condition_dim: int, embed_dim: int = 16, down_dims: Sequence[int] = (16, 32, 64)
+    ):
         super().__init__()
         e, widths = embed_dim, list(down_dims)
         self.time = nn.Sequential(
-            FourierFeatures(e), nn.Linear(e, 4 * e), nn.Mish(), nn.LayerNorm(4 * e), nn.Linear(4 * e, e), nn.LayerNorm(e)
+            FourierFeatures(e),
+            nn.Linear(e, 4 * e),
+            nn.Mish(),
+            nn.LayerNorm(4 * e),
+            nn.Linear(4 * e, e),
+            nn.LayerNorm(e),
         )
         self.condition = nn.Sequential(
             nn.Linear(condition_dim, e), nn.SiLU(), nn.LayerNorm(e), nn.Linear(e, e), nn.LayerNorm(e)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
+
 
 import torch
 from measure import ROUNDS, interleave, ratio, report

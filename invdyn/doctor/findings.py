@@ -28,7 +28,9 @@ class Place:
     row: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.file}: episode {self.episode}, step {self.step}" + ("" if self.row is None else f", row {self.row}")
+        return f"{self.file}: episode {self.episode}, step {self.step}" + (
+            "" if self.row is None else f", row {self.row}"
+        )
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,9 @@ class Sample:
     def places(self, steps: Int[np.ndarray, "found"]) -> tuple[Place, ...]:
         """Return where steps (indices into `steps`) lie, the first `MAX_PLACES`."""
         first = steps[:MAX_PLACES]
-        return tuple(self.place(int(e), int(t)) for e, t in zip(self.steps.episode[first], self.steps.step[first], strict=True))
+        return tuple(
+            self.place(int(e), int(t)) for e, t in zip(self.steps.episode[first], self.steps.step[first], strict=True)
+        )
 
     def place(self, episode: int, step: int) -> Place:
         """Return where a step of an episode (its position in this sample) lies."""
@@ -158,7 +160,9 @@ def choose_episodes(num_states: PerEpisode, split: PerEpisode, max_rows: int) ->
     return chosen
 
 
-def read_sample(reader: SequenceReader, plan: SequencePlan, split: PerEpisode, max_rows: int) -> tuple[Sample, dict[str, str]]:
+def read_sample(
+    reader: SequenceReader, plan: SequencePlan, split: PerEpisode, max_rows: int
+) -> tuple[Sample, dict[str, str]]:
     """Read the chosen episodes, neighbours within a file together.
 
     Returns:
@@ -184,7 +188,8 @@ def read_sample(reader: SequenceReader, plan: SequencePlan, split: PerEpisode, m
         raise DataError(next(iter(failed.values())))
     number = np.concatenate(kept)
     state, action = (
-        np.concatenate([np.asarray(getattr(arrays, name), np.float64) for arrays in read]) for name in ("state", "action")
+        np.concatenate([np.asarray(getattr(arrays, name), np.float64) for arrays in read])
+        for name in ("state", "action")
     )
     return Sample(state, action, select_episodes(plan, number), split[number], number), failed
 

@@ -99,7 +99,7 @@ def plot_quality_against_cost(curves: Mapping[str, Float[np.ndarray, "points 3"]
             `len(COLORS)` are named, the rest drawn faintly.
         path: PNG to write.
     """
-    figure, (axes,) = _figure(1, width=7.2, height=4.4)
+    figure, (axes,) = _figure(1, width=7.2, height=5.2)
     for index, (name, points) in reversed(list(enumerate(curves.items()))):
         named = index < len(COLORS)
         color = COLORS[index] if named else FAINT
@@ -108,11 +108,14 @@ def plot_quality_against_cost(curves: Mapping[str, Float[np.ndarray, "points 3"]
             for cost, error, steps in points:
                 axes.annotate(f"{steps:.0f}", (cost, error), xytext=(4, 5), textcoords="offset points", fontsize=7)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
     _log_scale(axes, [value for points in curves.values() for value in points[:, 1]])
     axes.set_xlabel("time per action at batch 1,000 (microseconds); numbers: solver steps of the best network")
     axes.set_ylabel("validation RMSE / std(action), one sample")
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], **_LEGEND_ABOVE, ncols=2)
+    axes.legend(handles[::-1], labels[::-1], **_LEGEND_ABOVE)
     _save(figure, path)
 
 

@@ -46,7 +46,8 @@ class D4rlReader(FileReader):
         state_keys: arrays that make the state, such as `observations` or `infos/qpos`.
         action_key: array of the actions.
         on_error: `fail` or `skip`.
-        episode_ends: the flags that end an episode; by default those of `terminals` and `timeouts` that are there.
+        episode_ends: the flags that end an episode; by default those of `terminals` and `timeouts` that are there. An
+            empty list makes the file one episode: for flags that mark goals while the simulation goes on.
     """
 
     format_name = "d4rl"
@@ -62,7 +63,7 @@ class D4rlReader(FileReader):
     ):
         super().__init__(path, state_keys, action_key, on_error=on_error)
         self.keys = self.state_keys or (OBSERVATIONS,)
-        self.episode_ends = (episode_ends,) if isinstance(episode_ends, str) else tuple(episode_ends or ())
+        self.episode_ends = _names(episode_ends)
 
     @classmethod
     def recognises(cls, path: str | Path) -> bool:
@@ -131,13 +132,19 @@ class D4rlReader(FileReader):
         return self.keys == (OBSERVATIONS,) and isinstance(file.get(NEXT_OBSERVATIONS), h5py.Dataset)
 
     def _flags(self, file: h5py.File, path: str) -> dict[str, h5py.Dataset]:
-        wanted = self.episode_ends or [key for key in END_KEYS if key in file]
-        if not wanted:
+        wanted = self.episode_ends
+        if wanted is None:
+            wanted = tuple(key for key in END_KEYS if key in file)
+        if not wanted and self.episode_ends is None:
             raise DataError(
                 f"not a d4rl recording: {path} has neither {TERMINALS!r} nor {TIMEOUTS!r}, so its episodes cannot be "
                 f"told apart; found {describe_keys(array_shapes(file))}; set format_options.episode_ends"
             )
         return {key: numeric_array(file, key, path) for key in wanted}
+
+
+def _names(names: str | Iterable[str] | None) -> tuple[str, ...] | None:
+    return (names,) if isinstance(names, str) else None if names is None else tuple(names)
 
 
 def _breaks(file: h5py.File, path: str) -> Bool[np.ndarray, "rows"]:

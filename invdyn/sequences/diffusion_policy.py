@@ -5,6 +5,7 @@ obs_t and action_t share a row, so T rows give T - 1 transitions. Chunks cross e
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,8 +152,6 @@ def open_zarr(path: str) -> Iterator[zarr.Group]:
     Raises:
         DataError: when it is missing, corrupt or not such a group, or zarr is not installed.
     """
-    import zipfile
-
     library = require_package("zarr", "diffusion_policy")
     if not files.exists(path):
         raise DataError(f"file not found: {path}")
@@ -161,6 +160,8 @@ def open_zarr(path: str) -> Iterator[zarr.Group]:
         if files.is_folder(path):
             yield library.open_group(path, mode="r", zarr_format=2)
             return
+        # A store that failed to open cannot be closed: let a damaged file fail before.
+        zipfile.ZipFile(path).close()
         store = library.storage.ZipStore(path, mode="r")
         try:
             yield library.open_group(store, mode="r", zarr_format=2)

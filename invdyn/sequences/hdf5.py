@@ -47,6 +47,15 @@ def describe_keys(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return (", ".join(shown) or "no arrays") + (f" and {more} more" if more > 0 else "")
 
 
+def only_key(group: object) -> str | None:
+    """Return the one array below a group that can be the state without a choice, or None."""
+    if not isinstance(group, h5py.Group):
+        return None
+    everything = list(array_shapes(group))
+    found = everything if len(everything) == 1 else vector_keys(group)
+    return found[0] if len(found) == 1 else None
+
+
 def vector_keys(group: h5py.Group) -> list[str]:
     """Return the paths of the numeric arrays below a group that hold a number or a vector per row."""
     names = array_shapes(group)

@@ -181,7 +181,7 @@ def _holes(indices: Mapping[str, np.ndarray], changes: Bool[np.ndarray, "rows"])
     name = FRAME_INDEX if FRAME_INDEX in indices else GLOBAL_INDEX
     if name not in indices:
         return np.zeros(len(changes), dtype=bool)
-    return (np.diff(indices[name]) != 1) & ~changes
+    return np.asarray((np.diff(indices[name]) != 1) & ~changes)
 
 
 def _listed_episodes(root: str) -> Listed:

@@ -26,8 +26,8 @@ from invdyn.sequences.hdf5 import (
     first_readable,
     flat_rows,
     numeric_array,
+    only_key,
     side_by_side,
-    vector_keys,
     width,
 )
 
@@ -127,9 +127,9 @@ class MinariReader(FileReader):
             return tuple(f"{OBSERVATIONS}/{key}" if key in inside else key for key in self.state_keys)
         if isinstance(observations, h5py.Dataset):
             return (OBSERVATIONS,)
-        found = vector_keys(observations) if isinstance(observations, h5py.Group) else []
-        if len(found) == 1:
-            return (f"{OBSERVATIONS}/{found[0]}",)
+        only = only_key(observations)
+        if only is not None:
+            return (f"{OBSERVATIONS}/{only}",)
         raise DataError(
             f"shape_meta.obs must name the keys of the state: {where}: there is no single choice; found "
             f"{describe_keys(array_shapes(episode))}"

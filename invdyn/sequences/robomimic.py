@@ -32,6 +32,7 @@ from invdyn.sequences.hdf5 import (
     first_readable,
     flat_rows,
     numeric_array,
+    only_key,
     side_by_side,
     vector_keys,
     width,
@@ -222,9 +223,9 @@ class RobomimicReader(FileReader):
         if self.state_keys is not None:
             in_obs = obs if isinstance(obs, h5py.Group) else ()
             return tuple(f"{OBS}/{key}" if key in in_obs else key for key in self.state_keys)
-        found = vector_keys(obs) if isinstance(obs, h5py.Group) else []
-        if len(found) == 1:
-            return (f"{OBS}/{found[0]}",)
+        only = only_key(obs)
+        if only is not None:
+            return (f"{OBS}/{only}",)
         raise DataError(
             f"shape_meta.obs must name the keys of the state: {where}: there is no single choice; found "
             f"{describe_keys(array_shapes(demo))}"

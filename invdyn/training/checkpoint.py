@@ -1,7 +1,8 @@
 """Checkpoints: a folder that is written under a temporary name and renamed, so that it is whole or absent.
 
-`model.safetensors` (the weights to use: the moving average where there is one), `config.yaml` (the run), `metrics.json`,
-and `trainer_state.pt` (raw weights, moving average, optimizer, epoch), which is only ever loaded with weights_only=True.
+`model.safetensors` (the weights to use: the moving average where there is one), `config.yaml` (the run),
+`metrics.json`, and `trainer_state.pt` (raw weights, moving average, optimizer, epoch), which is only ever loaded with
+weights_only=True.
 """
 
 from __future__ import annotations
@@ -125,10 +126,12 @@ def load_trainer_state(folder: Path, device: torch.device) -> dict[str, Any]:
     """
     path = folder / STATE_FILE
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location=device, weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"trainer state cannot be loaded: {path}: {reason}; start a new run") from None
+    if not isinstance(state, dict):
+        raise DataError(f"trainer state must be a mapping: {path} holds {type(state).__name__}; start a new run")
     return state
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 from invdyn.errors import ConfigError, DataError, InvdynError, TrainingDiverged
-from invdyn.training.loop import Metrics, Worker, train_loop
+from invdyn.models.registry import build_model
+from invdyn.training.batches import Share, count_steps
+from invdyn.training.loop import Metrics, Worker, open_store, train_loop
 from invdyn.training.run_config import CONFIG_FILE, RunConfig, resolve_device
 from invdyn.training.tracking import CONSOLE_LOG
 
@@ -35,14 +38,30 @@ def train(config: RunConfig, *, local: bool = False, resume: bool = False) -> Me
         DataError: see `train_loop`.
         TrainingDiverged: see `train_loop`.
     """
+    check_run(config, local)
+    use_gpu = False if local else choose_gpu(config.device, cluster_resources(), config.num_workers)
     prepare_run_dir(config, resume)
+    return train_loop(config, Worker(resolve_device(config.device))) if local else _train_on_ray(config, use_gpu)
+
+
+def check_run(config: RunConfig, local: bool) -> None:
+    """Find what would stop the run before anything is written or started.
+
+    Raises:
+        ConfigError: for several workers or a missing device with `local`, or a batch that workers cannot share.
+        DataError: when the dataset is missing, changed, or too small for one batch.
+    """
     if local:
         if config.num_workers > 1:
             raise ConfigError(
                 f"--local trains in one process, got --num_workers {config.num_workers}; drop one of them"
             )
-        return train_loop(config, Worker(resolve_device(config.device)))
-    return _train_on_ray(config)
+        resolve_device(config.device)
+    store = open_store(config)
+    model = build_model(config.model, config.state_dim, config.action_dim, config.history, config.horizon)
+    if model.trainable:
+        Share(config.training.batch_size, 0, config.num_workers)
+        count_steps(store.num_rows("train"), config.training.batch_size)
 
 
 def prepare_run_dir(config: RunConfig, resume: bool) -> None:
@@ -52,25 +71,36 @@ def prepare_run_dir(config: RunConfig, resume: bool) -> None:
         ConfigError: when it exists and `resume` is not set, or cannot be written.
     """
     folder = Path(config.run_dir)
-    if folder.exists() and any(folder.iterdir()) and not resume:
-        raise ConfigError(
-            f"run folder exists already: {folder}; continue it with --resume {folder} or give another --run_dir"
-        )
+    temporary = folder / f".{CONFIG_FILE}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
+        if any(folder.iterdir()) and not resume:
+            raise ConfigError(
+                f"run folder exists already: {folder}; continue it with --resume {folder} or give another --run_dir"
+            )
+        temporary.write_text(config.to_yaml(), encoding="utf-8")
+        temporary.replace(folder / CONFIG_FILE)
     except OSError as error:
-        raise ConfigError(f"run folder cannot be written: {folder}: {error}") from None
+        raise ConfigError(f"run folder cannot be written: {folder}: {error.strerror or error}") from None
 
 
-def _train_on_ray(config: RunConfig) -> Metrics:
+def cluster_resources() -> dict[str, float]:
+    """Return the CPUs, GPUs and other resources of the cluster, those that its autoscaler can still start included."""
     import ray
+    from ray._private.state import state
+
+    # No public interface tells what an autoscaler may add; None without one.
+    largest = state.get_max_resources_from_cluster_config() or {}
+    now = ray.cluster_resources()
+    return {name: max(now.get(name, 0.0), float(largest.get(name, 0.0))) for name in {*now, *largest}}
+
+
+def _train_on_ray(config: RunConfig, use_gpu: bool) -> Metrics:
     from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
-    use_gpu = choose_gpu(config.device, ray.cluster_resources(), config.num_workers)
     # The Ray run only carries the workers: our own checkpoints decide where a run continues, so its name is unique.
     trainer = TorchTrainer(
         _worker_main,
@@ -101,8 +131,8 @@ def choose_gpu(device: str, resources: dict[str, float], num_workers: int) -> bo
     gpus = int(resources.get("GPU", 0))
     if device.startswith("cuda") and gpus < num_workers:
         raise ConfigError(
-            f"--device cuda needs a GPU for each worker: {num_workers} worker(s), the cluster has {gpus} GPUs; use --device "
-            "cpu or auto, or fewer --num_workers"
+            f"--device cuda needs a GPU for each worker: {num_workers} worker(s), the cluster has {gpus} GPUs; use "
+            "--device cpu or auto, or fewer --num_workers"
         )
     return device.startswith("cuda") or (device == "auto" and gpus >= num_workers)
 
@@ -113,14 +143,34 @@ def _worker_main(loop_config: dict[str, Any]) -> dict[str, Any]:
 
     config = RunConfig.from_values(loop_config["config"], where="run config")
     context = ray.train.get_context()
-    device = ray.train.torch.get_device()
-    world_size = context.get_world_size()
-    together = {"wrap": _data_parallel(device), "mean": _mean_over_workers} if world_size > 1 else {}
-    worker = Worker(device, context.get_world_rank(), world_size, echo=False, **together)
+    worker = join_group(
+        ray.train.torch.get_device(),
+        context.get_world_rank(),
+        context.get_world_size(),
+        context.get_local_world_size(),
+    )
     try:
         return {"metrics": train_loop(config, worker)}
     except InvdynError as error:
+        if isinstance(worker.agree, Agreement) and not worker.agree.holds_for(error):
+            raise  # met by this worker alone, the others wait for it: Ray must restart all of them
         return {"error": str(error), "kind": type(error).__name__}
+
+
+def join_group(device: torch.device, rank: int, world_size: int, on_machine: int) -> Worker:
+    """Return this process as a member of torch's process group, which must be up when there are several workers."""
+    if world_size == 1:
+        return Worker(device, echo=False)
+    return Worker(
+        device,
+        rank,
+        world_size,
+        on_machine,
+        wrap=_data_parallel(device),
+        mean=_mean_over_workers,
+        agree=Agreement(),
+        echo=False,
+    )
 
 
 def _data_parallel(device: torch.device) -> Any:
@@ -134,6 +184,25 @@ def _data_parallel(device: torch.device) -> Any:
 def _mean_over_workers(value: Tensor) -> Tensor:
     torch.distributed.all_reduce(value)
     return value / torch.distributed.get_world_size()
+
+
+class Agreement:
+    """Raises on every worker the first error that one of them has met."""
+
+    def __init__(self) -> None:
+        self.error: InvdynError | None = None
+
+    def holds_for(self, error: InvdynError) -> bool:
+        """Return whether all workers stop with this error; a diverged loss is a mean that all of them see."""
+        return error is self.error or isinstance(error, TrainingDiverged)
+
+    def __call__(self, error: InvdynError | None) -> None:
+        """Exchange errors; all workers must call."""
+        errors: list[InvdynError | None] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(errors, error)
+        self.error = next((found for found in errors if found is not None), None)
+        if self.error is not None:
+            raise self.error
 
 
 class _FollowLog:
@@ -161,5 +230,6 @@ class _FollowLog:
         if self.path.exists():
             with self.path.open(encoding="utf-8") as file:
                 file.seek(self.position)
-                print(file.read(), end="", flush=True)
+                sys.stdout.write(file.read())
                 self.position = file.tell()
+            sys.stdout.flush()

@@ -105,13 +105,15 @@ def train_loop(config: RunConfig, worker: Worker) -> Metrics:
     if not model.trainable:
         return _finish_untrained(config, worker, model, validation)
     resident = choose_resident(model, store, config, worker)
+    config = config.replace(resident=resident)
     with stopping_together(worker):
-        batches = make_batches(model, store, config, worker, resident)
+        batches = make_batches(model, store, config, worker)
     trainer = Trainer(
         model, config.training, batches.steps_per_epoch * config.training.num_epochs, worker, config.compile
     )
-    epoch = trainer.restore(config)
-    tracker = Tracker(config, trainer.step, worker.echo) if worker.rank == 0 else None
+    with stopping_together(worker):
+        epoch = trainer.restore(config)
+        tracker = Tracker(config, trainer.step, worker.echo) if worker.rank == 0 else None
     failed = True
     try:
         if tracker:
@@ -165,7 +167,7 @@ def train_step(
     """Take one optimizer step and return its loss, still on the device."""
     optimizer.zero_grad(set_to_none=True)
     loss: Tensor = module(context, target, *noise)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     if max_grad_norm is not None:
         nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm, foreach=True)
     optimizer.step()
@@ -258,16 +260,24 @@ class Trainer:
         }
 
     def restore(self, config: RunConfig) -> int:
-        """Continue from the run's latest checkpoint, if there is one, and return the epoch to start with."""
+        """Continue from the run's latest checkpoint, if there is one, and return the epoch to start with.
+
+        Raises:
+            DataError: when the checkpoint cannot be read, or belongs to another model.
+        """
         found = list_checkpoints(config.run_dir)
         if not found:
             return 0
         state = load_trainer_state(found[-1], self.worker.device)
-        self.model.load_state_dict(state["weights"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = int(state["step"])
-        return int(state["epoch"])
+        try:
+            self.model.load_state_dict(state["weights"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, epoch = int(state["step"]), int(state["epoch"])
+        except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(f"trainer state does not fit the run: {found[-1]}: {reason}; start a new run") from None
+        return epoch
 
     def _update_average(self) -> None:
         if self.recipe.ema_decay is not None:
@@ -282,17 +292,17 @@ def choose_resident(model: InverseDynamics, store: TransitionStore, config: RunC
     """Return whether the train rows are kept in memory: where they fit on every worker, unless the config decides."""
     if config.resident is not None:
         return config.resident
+    if found := list_checkpoints(config.run_dir):  # a continued run keeps its order, whatever is free now
+        return bool(RunConfig.load(found[-1]).resident)
     fits = fits_in_memory(model, store.num_rows("train"), worker.device, worker.on_machine)
     # Resident and streamed batches have different orders: workers that disagreed would train on wrong shares.
     return float(worker.mean(torch.tensor(float(fits), device=worker.device))) == 1.0
 
 
-def make_batches(
-    model: InverseDynamics, store: TransitionStore, config: RunConfig, worker: Worker, resident: bool
-) -> Batches:
-    """Return this worker's share of resident or streaming batches."""
+def make_batches(model: InverseDynamics, store: TransitionStore, config: RunConfig, worker: Worker) -> Batches:
+    """Return this worker's share of the train rows, resident or streamed as the config says."""
     share = Share(config.training.batch_size, worker.rank, worker.world_size)
-    if resident:
+    if config.resident:
         return ResidentBatches(load_rows(model, store, "train", worker.device), share, config.training.seed)
     return StreamingBatches(store, model, share, config.training.seed, worker.device)
 

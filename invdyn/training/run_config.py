@@ -22,6 +22,18 @@ from invdyn.transitions.store import TransitionStore
 CONFIG_FILE = "config.yaml"
 
 
+def current_versions() -> dict[str, str]:
+    """Return the versions that a result depends on; `commit` ends in + when files differ from it."""
+    return dict(_find_versions())
+
+
+@cache
+def _find_versions() -> dict[str, str]:
+    packages = ("torch", "numpy", "ray", "h5py", "mujoco", "gymnasium")
+    found = {name: metadata.version(name) for name in ("invdyn", *packages) if _installed(name)}
+    return {"python": platform.python_version(), **found, "commit": git_commit()}
+
+
 class TrackingConfig(Config):
     """Where metrics go beside the local CSV.
 
@@ -78,7 +90,7 @@ class RunConfig(Config):
     val_rows: int = Field(default=4096, ge=1)
     checkpoints: int = Field(default=10, ge=1)
     tracking: TrackingConfig = TrackingConfig()
-    versions: dict[str, str] = Field(default_factory=lambda: current_versions())
+    versions: dict[str, str] = Field(default_factory=current_versions)
 
     @field_validator("model", mode="before")
     @classmethod
@@ -144,17 +156,10 @@ def resolve_device(device: str | None) -> torch.device:
     resolved = torch.device(name)
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"device {name!r} must exist: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu or auto"
+            f"device {name!r} must exist: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu "
+            "or auto"
         )
     return resolved
-
-
-@cache
-def current_versions() -> dict[str, str]:
-    """Return the versions that a result depends on; `commit` ends in + when files differ from it."""
-    packages = ("torch", "numpy", "ray", "h5py", "mujoco", "gymnasium")
-    found = {name: metadata.version(name) for name in ("invdyn", *packages) if _installed(name)}
-    return {"python": platform.python_version(), **found, "commit": git_commit()}
 
 
 def git_commit() -> str:

@@ -5,15 +5,22 @@ from __future__ import annotations
 import csv
 import netrc
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlparse
 
+from invdyn.errors import DataError
 from invdyn.training.run_config import RunConfig
 
 METRICS_CSV = "metrics.csv"
 CONSOLE_LOG = "train.log"
 WANDB_ID = "wandb_run_id.txt"
-WANDB_HOST = "api.wandb.ai"
+ONLINE_TIMEOUT_S = 30.0
+OFFLINE_HINT = "recording offline; send it later with `wandb login` and `wandb sync RUN_DIR/wandb/offline-run-*`"
+WANDB_URL = "https://api.wandb.ai"
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -29,19 +36,23 @@ class Tracker:
 
     def __init__(self, config: RunConfig, resumed_step: int = 0, echo: bool = True):
         self.folder = Path(config.run_dir)
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.echo = echo
-        self.console_file = (self.folder / CONSOLE_LOG).open("a", encoding="utf-8", buffering=1)
-        kept = _rows_until(self.folder / METRICS_CSV, resumed_step)
-        self.csv_file = (self.folder / METRICS_CSV).open("w", encoding="utf-8", newline="", buffering=1)
-        self.writer: csv.DictWriter[str] | None = None
-        for row in kept:
-            self._write(row)
+        self.columns: list[str] = []
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.console_file = (self.folder / CONSOLE_LOG).open("a", encoding="utf-8", buffering=1)
+            self._start_csv(_rows_until(self.folder / METRICS_CSV, resumed_step))
+            self.csv_file = (self.folder / METRICS_CSV).open("a", encoding="utf-8", newline="", buffering=1)
         self.wandb_run = self._start_wandb(config)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Record one row; every row of a run has the same columns."""
-        self._write({"step": step, **metrics})
+        row = {"step": step, **metrics}
+        with self._writing():
+            if not self.columns:
+                self.columns = list(row)
+                csv.writer(self.csv_file).writerow(self.columns)
+            csv.DictWriter(self.csv_file, self.columns, extrasaction="ignore").writerow(row)
         if self.wandb_run is not None:
             self.wandb_run.log(metrics, step=step)
 
@@ -52,22 +63,41 @@ class Tracker:
 
     def console(self, line: str) -> None:
         """Show one line to whoever watches the run."""
-        self.console_file.write(line + "\n")
+        with self._writing():
+            self.console_file.write(line + "\n")
         if self.echo:
-            print(line, flush=True)
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
 
     def close(self, exit_code: int = 0) -> None:
         """Finish the W&B run and the files."""
         if self.wandb_run is not None:
             self.wandb_run.finish(exit_code=exit_code)
-        self.csv_file.close()
-        self.console_file.close()
+        for file in (self.csv_file, self.console_file):
+            with suppress(OSError):  # a full disk was reported by the write; closing only tries the same bytes again
+                file.close()
 
-    def _write(self, row: dict[str, Any]) -> None:
-        if self.writer is None:
-            self.writer = csv.DictWriter(self.csv_file, fieldnames=list(row), extrasaction="ignore")
-            self.writer.writeheader()
-        self.writer.writerow(row)
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise DataError(
+                f"cannot write metrics to {self.folder}: {reason}; free some space, then continue with --resume"
+            ) from None
+
+    def _start_csv(self, kept: list[dict[str, Any]]) -> None:
+        """Replace the CSV by its kept rows in one go: a kill in between loses none of them."""
+        path = self.folder / METRICS_CSV
+        temporary = path.with_name(f".{path.name}.tmp")
+        self.columns = list(kept[0]) if kept else []
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            if kept:
+                writer = csv.DictWriter(file, self.columns)
+                writer.writeheader()
+                writer.writerows(kept)
+        temporary.replace(path)
 
     def _start_wandb(self, config: RunConfig) -> Any:
         mode, reason = choose_mode(config.tracking.mode)
@@ -79,18 +109,32 @@ class Tracker:
         import wandb  # seconds to import: only where it is used
 
         id_file = self.folder / WANDB_ID
-        run = wandb.init(
-            project=config.tracking.project,
-            group=config.tracking.group,
-            name=config.tracking.name or self.folder.name,
-            id=id_file.read_text().strip() if id_file.exists() else None,
-            resume="allow",
-            dir=str(self.folder),
-            mode=mode,
-            config=config.to_values(),
-            reinit="finish_previous",
-            settings=wandb.Settings(console="off", x_disable_stats=True),
-        )
+
+        def start(mode: Mode) -> Any:
+            return wandb.init(
+                project=config.tracking.project,
+                group=config.tracking.group,
+                name=config.tracking.name or self.folder.name,
+                id=id_file.read_text().strip() if id_file.exists() else None,
+                resume="allow",
+                dir=str(self.folder),
+                mode=mode,
+                config=config.to_values(),
+                reinit="finish_previous",
+                # The config holds the versions that matter; listing every package takes longer than starting the run.
+                settings=wandb.Settings(
+                    console="off", x_disable_stats=True, x_save_requirements=False, init_timeout=ONLINE_TIMEOUT_S
+                ),
+            )
+
+        try:
+            run = start(mode)
+        except wandb.errors.Error as error:
+            if mode == "offline":
+                raise
+            reason = " ".join(str(error).split())[:200]
+            self.console(f"W&B: cannot start online: {reason}; {OFFLINE_HINT}")
+            run = start("offline")
         id_file.write_text(run.id)
         return run
 
@@ -108,15 +152,15 @@ def choose_mode(wanted: Mode | None) -> tuple[Mode, str]:
         return wanted, ""
     if _has_account():
         return "online", ""
-    hint = "recording offline; send it later with `wandb login` and `wandb sync RUN_DIR/wandb/offline-run-*`"
-    return "offline", f"no account found, {hint}"
+    return "offline", f"no account found, {OFFLINE_HINT}"
 
 
 def _has_account() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
-        return netrc.netrc().authenticators(WANDB_HOST) is not None
+        host = urlparse(os.environ.get("WANDB_BASE_URL", WANDB_URL)).hostname or ""
+        return netrc.netrc().authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
 
@@ -125,4 +169,6 @@ def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:
     if step == 0 or not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as file:
-        return [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        # A kill or a full disk may have cut the last line: then it lacks columns.
+        rows = [row for row in csv.DictReader(file) if None not in row.values()]
+    return [row for row in rows if int(row["step"]) <= step]

@@ -29,6 +29,7 @@ BEST = "best"
 TRIALS = "trials"
 TUNE = "tune"
 QUALITY_FILE = "quality.json"
+QUALITY_ROWS = 2048
 METRIC = "val_nrmse"
 FINISHED, STOPPED, FAILED = "finished", "stopped early", "failed"
 
@@ -131,7 +132,9 @@ def run_trial(trial: Trial, step_counts: tuple[int, ...] | None, on_metrics: Cal
     def finish(model: InverseDynamics) -> Metrics:
         train_s = time.perf_counter() - started
         counts = step_counts or (getattr(model, "num_inference_steps", 1),)
-        quality = quality_by_steps(model, TransitionStore(run.dataset_path), counts, max_rows=run.val_rows)
+        quality = quality_by_steps(
+            model, TransitionStore(run.dataset_path), counts, max_rows=min(run.val_rows, QUALITY_ROWS)
+        )
         parameters = sum(p.numel() for p in model.parameters())
         facts = {"train_s": train_s, "parameters": parameters, "quality": [asdict(q) for q in quality]}
         _replace_text(folder / QUALITY_FILE, json.dumps(facts, indent=1))

@@ -20,7 +20,7 @@ import xxhash
 from invdyn.errors import ConfigError, DataError
 from invdyn.sequences.base import EpisodeArrays, SequencePlan, SequenceReader, check_finite
 from invdyn.sequences.registry import open_sequences
-from invdyn.statistics import Moments, merge_moments, transition_features
+from invdyn.statistics import Moments, merge_moments
 from invdyn.transitions.dataset_config import DatasetConfig
 from invdyn.transitions.plan import SPLITS, TRAIN, ExtractionPlan, Segment, make_plan
 from invdyn.transitions.store import (
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 PROGRESS_FOLDER = ".progress"
 PLAN_FILE = "plan.json"
 OUR_PART = re.compile(rf"\.?part-\d{{5,}}\.h5(\.\d+{re.escape(TEMPORARY_SUFFIX)})?")
-STATISTICS_CHUNK_ROWS = 16_384
 HASH_CHUNK_BYTES = 8 * 2**20
 
 Record = dict[str, Any]
@@ -112,7 +111,7 @@ def create_dataset(
         on_rows(_rows_of(record))
     records = [done[segment.index] for segment in plan.segments]
     check_parts(output, records)
-    write_json(output / MANIFEST, make_manifest(config, plan, records, max_samples))
+    write_json(output / MANIFEST, make_manifest(config, plan, records, max_samples), indent=1)
     _clear_progress(output)
     return TransitionStore(output)
 
@@ -276,24 +275,13 @@ def extract_segment(reader: SequenceReader, window: Window, output: Path, segmen
         write_part(output / name, rows)
         record["parts"][split] = asdict(Part(name, len(rows), hash_rows(rows)))
         if index == TRAIN:
-            record["moments"] = moments_of(rows).to_json()
+            record["moments"] = Moments.of_transitions(rows.state, rows.action, rows.next_state).to_json()
     record["sources"] = [
         {"name": file.name, "size": file.size, "xxh3_128": hash_file(file.path)}
         for file in (segment.sequences.files[i] for i in segment.hash_files)
     ]
     write_json(output / PROGRESS_FOLDER / f"segment-{segment.index:05d}.json", record)
     return record
-
-
-def moments_of(rows: Transitions) -> Moments:
-    """Return the moments of [transition features, action] of some rows, in chunks that stay in cache."""
-    parts = []
-    for first in range(0, len(rows), STATISTICS_CHUNK_ROWS):
-        chunk = slice(first, first + STATISTICS_CHUNK_ROWS)
-        action = rows.action[chunk].reshape(len(rows.action[chunk]), -1)
-        features = transition_features(rows.state[chunk], rows.next_state[chunk])
-        parts.append(Moments.of_rows(np.concatenate([features, action], axis=1)))
-    return merge_moments(parts)
 
 
 def hash_rows(rows: Transitions) -> str:
@@ -353,6 +341,10 @@ def _read(reader: SequenceReader, sequences: SequencePlan) -> EpisodeArrays:
     read = []
     for plan in sequences.by_file():
         arrays = reader.read(plan)
+        # Once, before the rows are cut: s and s' are then copies of half the size.
+        arrays = EpisodeArrays(
+            arrays.state.astype(np.float32, copy=False), arrays.action.astype(np.float32, copy=False)
+        )
         check_finite(arrays, plan)
         read.append(arrays)
     if len(read) == 1:

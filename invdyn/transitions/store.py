@@ -189,14 +189,14 @@ def write_part(path: Path, rows: Transitions) -> None:
         file.flush()
 
 
-def write_json(path: Path, values: Any) -> None:
+def write_json(path: Path, values: Any, *, indent: int | None = None) -> None:
     """Write JSON under a temporary name, flush it to disk, then rename it.
 
     Raises:
         DataError: when it cannot be written; an older file of that name is left as it was.
     """
     with _replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        json.dump(values, file, indent=1)
+        file.write(json.dumps(values, indent=indent))  # far faster than json.dump without an indent
         file.flush()
         os.fsync(file.fileno())
 

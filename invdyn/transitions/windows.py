@@ -105,8 +105,9 @@ def make_transitions(
     action_starts = np.cumsum(num_actions) - num_actions
     now = ranges(state_starts + window.history, rows)
     act = ranges(action_starts + window.history, rows)
+    window_dim = (window.history + 1) * arrays.state.shape[1]
     return Transitions(
-        state=_gather(arrays.state, now, np.arange(-window.history, 1)).reshape(len(now), -1),
+        state=_gather(arrays.state, now, np.arange(-window.history, 1)).reshape(len(now), window_dim),
         action=_gather(arrays.action, act, np.arange(window.horizon)),
         next_state=_gather(arrays.state, now, np.array([window.gap])),
         episode=np.repeat(np.arange(first_episode, first_episode + len(rows)), rows),

@@ -57,10 +57,14 @@ def test_values_that_are_not_finite(dtype: type, value: float) -> None:
     plan = plan_of([4, 5, 3], [3, 4, 2], [0, 1, 1])
     state, action = np.zeros((12, 2), dtype), np.zeros((9, 1), dtype)
     state[6, 1] = value
-    with pytest.raises(DataError, match=rf"finite: /data/b\.hdf5: state holds {value} in column 1 at episode 0, step 2 "):
+    with pytest.raises(
+        DataError, match=rf"finite: /data/b\.hdf5: state holds {value} in column 1 at episode 0, step 2 "
+    ):
         check_finite(EpisodeArrays(state, action), plan)
     action[8, 0] = value
-    with pytest.raises(DataError, match=rf"action holds {value} in column 0 at episode 1, step 1 \(1 such rows in 9 read"):
+    with pytest.raises(
+        DataError, match=rf"action holds {value} in column 0 at episode 1, step 1 \(1 such rows in 9 read"
+    ):
         check_finite(EpisodeArrays(np.zeros_like(state), action), plan)
 
 

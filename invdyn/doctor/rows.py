@@ -1,0 +1,318 @@
+"""Checks of whole rows: stale and duplicate ones, and steps that jump more than any other."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt64
+
+from invdyn.doctor.findings import ERROR, INFO, WARNING, Finding
+from invdyn.doctor.sample import Sample
+from invdyn.doctor.values import Names
+from invdyn.transitions.plan import SPLITS, TRAIN
+
+ISOLATION = 4.0
+"""A dimension jumps when it moves this many times further than in each of the two steps before and after."""
+
+BOUNDARY_SHARE = 0.5
+"""Share of the dimensions that must jump in the same step. An impact makes velocities jump, but not positions."""
+
+JUMP_MULTIPLE = 4.0
+"""Smallest step, in multiples of the median step, that can be a jump."""
+
+SPIKE_ISOLATION = 10.0
+SPIKE_STDS = 1.0
+WRAP_TOLERANCE = 0.1
+TURNS = {"2 pi": 2 * np.pi, "360": 360.0}
+
+SHARED_ERROR_SHARE = 0.1
+"""Share of the validation rows that, found in train too, makes validation meaningless."""
+
+DUPLICATE_WARNING_SHARE = 0.01
+MULTIPLIER = np.uint64(0xBF58476D1CE4E5B9)
+
+FloatRows = Float[np.ndarray, "rows dim"]
+Mask = Bool[np.ndarray, "steps"]
+
+
+def stale_steps(state: FloatRows, state_row: Int[np.ndarray, "steps"]) -> Mask:
+    """Return which steps end in exactly the state that they started from."""
+    return np.asarray((state[state_row] == state[state_row + 1]).all(axis=1))
+
+
+def stale_ends(sample: Sample) -> Bool[np.ndarray, "episodes"]:
+    """Return which episodes end in exactly the state that the next episode of the same file starts with.
+
+    Where the file marks an end but the simulation was not reset, the state of the row after the mark is the old one:
+    the recorded action did nothing. Readers cut there, so that it is no row of the dataset.
+    """
+    stale = np.zeros(sample.num_episodes, dtype=bool)
+    plan = sample.plan
+    neighbours = (np.diff(sample.number) == 1) & (np.diff(plan.file_index) == 0)
+    last = sample.state[sample.state_start[1:] - 1]
+    stale[:-1] = neighbours & (last == sample.state[sample.state_start[1:]]).all(axis=1)
+    return stale
+
+
+def hash_rows(values: FloatRows) -> UInt64[np.ndarray, "rows"]:
+    """Return a 64-bit hash of each row; equal rows (0.0 and -0.0 included) have equal hashes."""
+    return hash_bits(np.ascontiguousarray(values + 0.0).view(np.uint64))
+
+
+def hash_bits(bits: UInt64[np.ndarray, "rows columns"]) -> UInt64[np.ndarray, "rows"]:
+    """Return a 64-bit hash of each row: among a million rows, two share one by chance once in 10^7 recordings."""
+    keys = np.random.default_rng(0).integers(1, 2**63, size=bits.shape[1], dtype=np.uint64) * np.uint64(2) + np.uint64(
+        1
+    )
+    total = np.zeros(len(bits), dtype=np.uint64)
+    for column, key in zip(bits.T, keys, strict=True):
+        mixed = (column ^ (column >> np.uint64(31))) * key
+        total += (mixed ^ (mixed >> np.uint64(29))) * MULTIPLIER
+    return total
+
+
+def repeated(hashes: UInt64[np.ndarray, "rows"]) -> Bool[np.ndarray, "rows"]:
+    """Return which rows equal an earlier one.
+
+    Example:
+        >>> repeated(np.array([5, 7, 5, 5], np.uint64)).tolist()
+        [False, False, True, True]
+    """
+    first = np.unique(hashes, return_index=True)[1]
+    again = np.ones(len(hashes), dtype=bool)
+    again[first] = False
+    return again
+
+
+def relative_steps(state: FloatRows, state_row: Int[np.ndarray, "steps"]) -> Float[np.ndarray, "steps varying"]:
+    """Return how far each step moves each varying dimension, in standard deviations of that dimension."""
+    std = state.std(axis=0)
+    varying = std > 1e-7 * np.abs(state).max(axis=0)
+    scaled = state[:, varying] / std[varying]
+    moved: FloatRows = np.abs(scaled[state_row + 1] - scaled[state_row])
+    return moved
+
+
+def step_sizes(moved: Float[np.ndarray, "steps varying"]) -> Float[np.ndarray, "steps"]:
+    """Return the size of each step: root mean square over the dimensions of `relative_steps`."""
+    return np.sqrt(np.mean(moved**2, axis=1))
+
+
+def neighbour_steps(
+    moved: Float[np.ndarray, "steps varying"], episode: Int[np.ndarray, "steps"], reach: int = 2
+) -> Float[np.ndarray, "steps varying"]:
+    """Return how far each dimension moves at most in the steps before and after, within the episode."""
+    largest = np.zeros_like(moved)
+    for offset in range(1, reach + 1):
+        same = (episode[offset:] == episode[:-offset])[:, None]
+        np.maximum(largest[:-offset], moved[offset:] * same, out=largest[:-offset])
+        np.maximum(largest[offset:], moved[:-offset] * same, out=largest[offset:])
+    return largest
+
+
+def jump_steps(moved: Float[np.ndarray, "steps varying"], episode: Int[np.ndarray, "steps"]) -> Mask:
+    """Return which steps jump: most dimensions move, at once, far more than in the steps around."""
+    around = neighbour_steps(moved, episode)
+    alone = np.bincount(episode)[episode] < 3  # nothing around to compare with
+    share = ((moved > 0) & (moved > ISOLATION * around)).mean(axis=1)
+    size = step_sizes(moved)
+    median = np.median(size[size > 0]) if (size > 0).any() else np.inf
+    return np.asarray((share > BOUNDARY_SHARE) & (size > JUMP_MULTIPLE * median) & ~alone)
+
+
+def spikes(
+    moved: Float[np.ndarray, "steps varying"], episode: Int[np.ndarray, "steps"]
+) -> Bool[np.ndarray, "steps varying"]:
+    """Return which dimensions jump alone, and by more than their own standard deviation."""
+    around = neighbour_steps(moved, episode)
+    alone = np.bincount(episode)[episode] < 3
+    return np.asarray((moved > SPIKE_STDS) & (moved > SPIKE_ISOLATION * around) & ~alone[:, None])
+
+
+def check_stale(sample: Sample) -> list[Finding]:
+    """Find steps whose state after equals the state before, inside episodes and across their ends."""
+    inside = np.flatnonzero(stale_steps(sample.state, sample.steps.state_row))
+    ends = np.flatnonzero(stale_ends(sample))
+    if not len(inside) and not len(ends):
+        return []
+    at_ends = tuple(sample.place(int(e), int(sample.num_states[e]) - 1) for e in ends)
+    places = tuple(sorted((*sample.places(inside), *at_ends), key=lambda p: (p.file, p.episode, p.step)))
+    total = len(inside) + len(ends)
+    share = len(inside) / max(len(sample.steps), 1)
+    fix = "filters: {drop_stale: true}" if len(inside) else "nothing for this dataset: the episodes are cut there"
+    return [
+        Finding(
+            check="stale",
+            severity=WARNING if len(inside) else INFO,
+            title=f"{total:,} stale {'row' if total == 1 else 'rows'}: the state after equals the state before, exactly",
+            evidence=f"{len(inside):,} inside episodes ({share:.2%} of the steps), {len(ends):,} at an episode's end, "
+            "where the next episode starts in the same state: the recording goes on without a reset, and the step "
+            f"across is no row of the dataset. Their action did nothing; first at {places[0]}",
+            fix=fix,
+            places=places[:1000],
+            figures={"inside": len(inside), "at_ends": len(ends), "share_inside": share},
+        )
+    ]
+
+
+def check_duplicates(sample: Sample) -> list[Finding]:
+    """Find rows (s, a, s') that occur more than once, within a split and between train and the other splits."""
+    steps = sample.steps
+    states = hash_rows(sample.state)
+    actions = hash_rows(sample.action)
+    hashes = hash_bits(
+        np.stack([states[steps.state_row], actions[steps.action_row], states[steps.state_row + 1]], axis=1)
+    )
+    # Steps at rest repeat themselves by nature, and are reported as stale.
+    moving = np.flatnonzero(~stale_steps(sample.state, steps.state_row))
+    hashes, split = hashes[moving], sample.split[steps.episode[moving]]
+    findings = []
+    for index, name in enumerate(SPLITS):
+        if index == TRAIN or not (split == index).any():
+            continue
+        shared = moving[(split == index) & np.isin(hashes, hashes[split == TRAIN])]
+        if len(shared):
+            findings.append(_shared_rows(sample, name, shared, int((split == index).sum())))
+    again = repeated(hashes)
+    within = moving[again & ~np.isin(hashes, np.intersect1d(hashes[split == TRAIN], hashes[split != TRAIN]))]
+    if len(within):
+        share = len(within) / len(moving)
+        places = sample.places(within)
+        findings.append(
+            Finding(
+                check="duplicates",
+                severity=WARNING if share >= DUPLICATE_WARNING_SHARE else INFO,
+                title=f"{len(within):,} rows ({share:.2%}) repeat an earlier row exactly",
+                evidence=f"same state, action and next state; first repeat at {places[0]}; "
+                f"{_whole_episodes(sample, within):,} episodes repeat from start to end",
+                fix="filters: {episodes: ...} without the copies" if share >= DUPLICATE_WARNING_SHARE else "",
+                places=places,
+                figures={"rows": len(within), "share": share, "episodes": _whole_episodes(sample, within)},
+            )
+        )
+    return findings
+
+
+def check_jumps(sample: Sample, names: Names) -> list[Finding]:
+    """Find steps that look like a boundary which the file does not mark, and single dimensions that jump."""
+    steps = sample.steps
+    if not len(steps):
+        return []
+    moved = relative_steps(sample.state, steps.state_row)
+    if not moved.shape[1]:
+        return []
+    jumps = jump_steps(moved, steps.episode)
+    findings = _jump_finding(sample, moved, np.flatnonzero(jumps)) if jumps.any() else []
+    alone = spikes(moved, steps.episode) & ~jumps[:, None]
+    if alone.any():
+        std = sample.state.std(axis=0)
+        varying = np.flatnonzero(std > 1e-7 * np.abs(sample.state).max(axis=0))
+        findings += _spike_findings(sample, names, moved * std[varying], alone, varying)
+    return findings
+
+
+def _jump_finding(sample: Sample, moved: FloatRows, jumps: Int[np.ndarray, "jumps"]) -> list[Finding]:
+    size = step_sizes(moved)
+    median = float(np.median(size[size > 0]))
+    spread = 1.4826 * float(np.median(np.abs(size - median))) or median
+    others = np.delete(size, jumps)
+    smallest = float(size[jumps].min())
+    limit = np.sqrt(smallest * others.max()) if others.max() < smallest else smallest
+    last = (
+        sample.steps.step[jumps]
+        == (np.minimum(sample.num_actions, sample.num_states - 1) - 1)[sample.steps.episode[jumps]]
+    )
+    late = f"; {int(last.sum()):,} are the last step of their episode: its end is marked too late" if last.any() else ""
+    places = sample.places(jumps)
+    return [
+        Finding(
+            check="jumps",
+            severity=ERROR,
+            title=f"{len(jumps):,} {'step jumps' if len(jumps) == 1 else 'steps jump'} like a reset that the file does not mark",
+            evidence=f"most state dimensions at once move over {ISOLATION:g} times further than in the steps around; step "
+            f"size {smallest / median:.3g} to {size[jumps].max() / median:.3g} times the median, robust z "
+            f"{(smallest - median) / spread:.3g} or more; all other steps stay below {others.max() / median:.3g}{late}; "
+            f"first at {places[0]}",
+            fix=f"filters: {{drop_jumps: {_two_digits(limit / median):g}}}, or give the reader the missing episode ends",
+            places=places,
+            figures={
+                "steps": len(jumps),
+                "multiples": (size[jumps] / median).tolist()[:1000],
+                "largest_other": others.max() / median,
+                "robust_z": ((size[jumps] - median) / spread).tolist()[:1000],
+                "at_episode_end": int(last.sum()),
+            },
+        )
+    ]
+
+
+def _spike_findings(
+    sample: Sample,
+    names: Names,
+    distance: FloatRows,
+    alone: Bool[np.ndarray, "steps varying"],
+    varying: Int[np.ndarray, "varying"],
+) -> list[Finding]:
+    findings = []
+    wraps = np.zeros_like(alone)
+    for text, turn in TURNS.items():
+        wraps = alone & (np.abs(distance - turn) < WRAP_TOLERANCE * turn)
+        dims = np.flatnonzero(wraps.any(axis=0))
+        if len(dims):
+            found = np.flatnonzero(wraps.any(axis=1))
+            findings.append(
+                Finding(
+                    check="angle_wraps",
+                    severity=WARNING,
+                    title=f"an angle wraps around: {names.of_states(varying[dims])} jumps by {text} in {len(found):,} steps",
+                    evidence=f"the step there is {distance[wraps].mean():.4g} on average, and small in all other steps "
+                    f"around; s' - s is wrong by a full turn in those rows; first at {sample.places(found)[0]}",
+                    fix="record sine and cosine instead of the angle, or unwrap it",
+                    places=sample.places(found),
+                    figures={"dims": varying[dims].tolist(), "steps": len(found)},
+                )
+            )
+        alone = alone & ~wraps
+    found = np.flatnonzero(alone.any(axis=1))
+    if len(found):
+        dims = np.flatnonzero(alone.any(axis=0))
+        findings.append(
+            Finding(
+                check="spikes",
+                severity=WARNING,
+                title=f"{len(found):,} {'step jumps' if len(found) == 1 else 'steps jump'} in single state dimensions",
+                evidence=f"{names.of_states(varying[dims])}: over {SPIKE_ISOLATION:g} times further than in the steps "
+                f"around and more than the dimension's standard deviation: an impact, a sensor fault, or a key that is "
+                f"set once; first at {sample.places(found)[0]}",
+                fix="look at them; filters: {drop_jumps: ...} leaves them out",
+                places=sample.places(found),
+                figures={"dims": varying[dims].tolist(), "steps": len(found)},
+            )
+        )
+    return findings
+
+
+def _shared_rows(sample: Sample, name: str, shared: Int[np.ndarray, "shared"], total: int) -> Finding:
+    share = len(shared) / total
+    places = sample.places(shared)
+    return Finding(
+        check="shared_rows",
+        severity=ERROR if share >= SHARED_ERROR_SHARE else WARNING,
+        title=f"{len(shared):,} rows of {name} ({share:.2%}) are in train too",
+        evidence=f"same state, action and next state; first at {places[0]}; {_whole_episodes(sample, shared):,} episodes "
+        f"of {name} are copies from start to end. A model that remembers is rewarded there",
+        fix="filters: {episodes: ...} without the copies",
+        places=places,
+        figures={"split": name, "rows": len(shared), "share": share, "episodes": _whole_episodes(sample, shared)},
+    )
+
+
+def _whole_episodes(sample: Sample, steps: Int[np.ndarray, "steps"]) -> int:
+    """Return how many episodes have all their steps in `steps`."""
+    counts = np.bincount(sample.steps.episode, minlength=sample.num_episodes)
+    return int(
+        ((np.bincount(sample.steps.episode[steps], minlength=sample.num_episodes) == counts) & (counts > 0)).sum()
+    )
+
+
+def _two_digits(value: float) -> float:
+    return float(f"{value:.2g}")
