@@ -56,7 +56,6 @@ def main() -> None:
             trials,
             folder,
             local=args.local,
-            resume=bool(args.resume),
             max_concurrent=args.num_workers,
             on_trial=lambda: progress.update(1),
         )

@@ -6,7 +6,6 @@ import argparse
 import tempfile
 from collections.abc import Callable
 
-
 import torch
 from measure import ROUNDS, interleave, ratio, report
 from problem import ROOT, pendulum, tensors

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -59,7 +60,7 @@ class Rows:
         return [Moments.of_rows(self.values[self.fold == fold]) for fold in range(self.num_folds)]
 
     def window_blocks(self, window: Window) -> Float[np.ndarray, "blocks known"]:
-        """Return how the features of a window, [s_t, past differences, s_{t+gap} - s_t], are summed from the columns."""
+        """Return how [s_t, past differences, s_{t+gap} - s_t], a window's features, are summed from the columns."""
         past = [self._difference(-i - 1, -i) for i in range(window.history)]
         return np.stack([self._state(0), *past, self._difference(0, window.gap)])
 
@@ -75,7 +76,8 @@ class Rows:
         now = np.zeros(len(self.offsets))
         now[0] = 1.0
         low, high = sorted((0, offset))
-        return now + np.sign(offset) * self._difference(low, high)
+        block: Float[np.ndarray, "known"] = now + np.sign(offset) * self._difference(low, high)
+        return block
 
     def _difference(self, low: int, high: int) -> Float[np.ndarray, "known"]:
         # offsets[i + 1] - offsets[i] is column block 1 + i.
@@ -105,7 +107,7 @@ def make_rows(sample: Sample, offsets: Iterable[int], horizon: int) -> Rows | No
     now, act = now[thin], act[thin]
     moving = sample.state[:, ~constant_columns(sample.state)]  # a constant dimension tells nothing, and costs its share
     states = [moving[now + offset] for offset in known]
-    differences = [after - before for before, after in zip(states, states[1:], strict=False)]
+    differences = [after - before for before, after in pairwise(states)]
     actions = sample.action[act[:, None] + np.arange(horizon)].reshape(len(act), -1)
     fold, num_folds = fold_of(episode)
     values = np.concatenate([states[known.index(0)], *differences, actions], axis=1)
@@ -194,7 +196,8 @@ def block_features(
 ) -> FloatArray:
     """Return the features of the chosen rows, (chosen, blocks * state_dim)."""
     known = rows.values[chosen, : -rows.num_targets].reshape(len(chosen), -1, rows.state_dim)
-    return np.matmul(blocks, known).reshape(len(chosen), -1)
+    columns: FloatArray = np.matmul(blocks, known).reshape(len(chosen), -1)
+    return columns
 
 
 def unexplained_by_one_state(rows: Rows, shift: int) -> Float[np.ndarray, "targets"]:

@@ -88,11 +88,9 @@ def summarize(findings: Sequence[Finding]) -> str:
         doctor: 1 error, 0 warnings
           error: 3 steps jump; filters: {drop_jumps: 5}
     """
-    lines = [f"doctor: {count_severities(findings)}"]
-    for finding in by_severity(findings):
-        if finding.severity != INFO:
-            lines.append(f"  {finding.severity}: {finding.title}" + (f"; {finding.fix}" if finding.fix else ""))
-    return "\n".join(lines)
+    problems = [finding for finding in by_severity(findings) if finding.severity != INFO]
+    lines = [f"  {f.severity}: {f.title}" + (f"; {f.fix}" if f.fix else "") for f in problems]
+    return "\n".join([f"doctor: {count_severities(findings)}", *lines])
 
 
 def list_dims(dims: Sequence[object], limit: int = 8) -> str:

@@ -43,7 +43,7 @@ class Lag:
 
     @property
     def steps(self) -> int:
-        """The lag of the recording: the median of the dimensions that lag, where half or more of those known do; else 0.
+        """The lag of the recording: the median of the dimensions that lag, where at least half of those known do; else 0.
 
         Dimensions whose best shift is the last one tried only count where there are no others.
         """

@@ -22,7 +22,8 @@ def nearest(
         [[1], [0]]
     """
     distance = (reference**2).sum(axis=1) - 2.0 * query @ reference.T  # but for the query's own square: the same order
-    return np.argpartition(distance, count - 1, axis=1)[:, :count]
+    found: Int[np.ndarray, "queries count"] = np.argpartition(distance, count - 1, axis=1)[:, :count]
+    return found
 
 
 def unexplained_by_neighbours(

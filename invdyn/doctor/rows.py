@@ -64,8 +64,8 @@ def hash_bits(bits: UInt64[np.ndarray, "rows columns"]) -> UInt64[np.ndarray, "r
         1
     )
     total = np.zeros(len(bits), dtype=np.uint64)
-    for column, key in zip(bits.T, keys, strict=True):
-        mixed = (column ^ (column >> np.uint64(31))) * key
+    for index, column in enumerate(bits.T):
+        mixed = (column ^ (column >> np.uint64(31))) * keys[index]
         total += (mixed ^ (mixed >> np.uint64(29))) * MULTIPLIER
     return total
 
@@ -94,7 +94,8 @@ def relative_steps(state: FloatRows, state_row: Int[np.ndarray, "steps"]) -> Flo
 
 def step_sizes(moved: Float[np.ndarray, "steps varying"]) -> Float[np.ndarray, "steps"]:
     """Return the size of each step: root mean square over the dimensions of `relative_steps`."""
-    return np.sqrt(np.mean(moved**2, axis=1))
+    sizes: Float[np.ndarray, "steps"] = np.sqrt(np.mean(moved**2, axis=1))
+    return sizes
 
 
 def neighbour_steps(
@@ -143,7 +144,7 @@ def check_stale(sample: Sample) -> list[Finding]:
         Finding(
             check="stale",
             severity=WARNING if len(inside) else INFO,
-            title=f"{total:,} stale {'row' if total == 1 else 'rows'}: the state after equals the state before, exactly",
+            title=f"{total:,} stale {'row' if total == 1 else 'rows'}: the state after is exactly the state before",
             evidence=f"{len(inside):,} inside episodes ({share:.2%} of the steps), {len(ends):,} at an episode's end, "
             "where the next episode starts in the same state: the recording goes on without a reset, and the step "
             f"across is no row of the dataset. Their action did nothing; first at {places[0]}",
@@ -227,12 +228,12 @@ def _jump_finding(sample: Sample, moved: FloatRows, jumps: Int[np.ndarray, "jump
         Finding(
             check="jumps",
             severity=ERROR,
-            title=f"{len(jumps):,} {'step jumps' if len(jumps) == 1 else 'steps jump'} like a reset that the file does not mark",
-            evidence=f"most state dimensions at once move over {ISOLATION:g} times further than in the steps around; step "
-            f"size {smallest / median:.3g} to {size[jumps].max() / median:.3g} times the median, robust z "
-            f"{(smallest - median) / spread:.3g} or more; all other steps stay below {others.max() / median:.3g}{late}; "
+            title=f"{_steps(len(jumps))} like a reset that the file does not mark",
+            evidence=f"most state dimensions at once move over {ISOLATION:g} times further than in the steps around; "
+            f"step size {smallest / median:.3g} to {size[jumps].max() / median:.3g} times the median, robust z "
+            f"{(smallest - median) / spread:.3g} or more; no other step exceeds {others.max() / median:.3g}{late}; "
             f"first at {places[0]}",
-            fix=f"filters: {{drop_jumps: {_two_digits(limit / median):g}}}, or give the reader the missing episode ends",
+            fix=f"filters: {{drop_jumps: {_two_digits(limit / median):g}}}, or mark the episode ends in the recording",
             places=places,
             figures={
                 "steps": len(jumps),
@@ -263,7 +264,7 @@ def _spike_findings(
                 Finding(
                     check="angle_wraps",
                     severity=WARNING,
-                    title=f"an angle wraps around: {names.of_states(varying[dims])} jumps by {text} in {len(found):,} steps",
+                    title=f"an angle wraps: {names.of_states(varying[dims])} jumps by {text} in {len(found):,} steps",
                     evidence=f"the step there is {distance[wraps].mean():.4g} on average, and small in all other steps "
                     f"around; s' - s is wrong by a full turn in those rows; first at {sample.places(found)[0]}",
                     fix="record sine and cosine instead of the angle, or unwrap it",
@@ -279,7 +280,7 @@ def _spike_findings(
             Finding(
                 check="spikes",
                 severity=WARNING,
-                title=f"{len(found):,} {'step jumps' if len(found) == 1 else 'steps jump'} in single state dimensions",
+                title=f"{_steps(len(found))} in single state dimensions",
                 evidence=f"{names.of_states(varying[dims])}: over {SPIKE_ISOLATION:g} times further than in the steps "
                 f"around and more than the dimension's standard deviation: an impact, a sensor fault, or a key that is "
                 f"set once; first at {sample.places(found)[0]}",
@@ -298,8 +299,8 @@ def _shared_rows(sample: Sample, name: str, shared: Int[np.ndarray, "shared"], t
         check="shared_rows",
         severity=ERROR if share >= SHARED_ERROR_SHARE else WARNING,
         title=f"{len(shared):,} rows of {name} ({share:.2%}) are in train too",
-        evidence=f"same state, action and next state; first at {places[0]}; {_whole_episodes(sample, shared):,} episodes "
-        f"of {name} are copies from start to end. A model that remembers is rewarded there",
+        evidence=f"same state, action and next state; first at {places[0]}; {_whole_episodes(sample, shared):,} "
+        f"episodes of {name} are copies from start to end. A model that remembers is rewarded there",
         fix="filters: {episodes: ...} without the copies",
         places=places,
         figures={"split": name, "rows": len(shared), "share": share, "episodes": _whole_episodes(sample, shared)},
@@ -312,6 +313,10 @@ def _whole_episodes(sample: Sample, steps: Int[np.ndarray, "steps"]) -> int:
     return int(
         ((np.bincount(sample.steps.episode[steps], minlength=sample.num_episodes) == counts) & (counts > 0)).sum()
     )
+
+
+def _steps(count: int) -> str:
+    return f"{count:,} {'step jumps' if count == 1 else 'steps jump'}"
 
 
 def _two_digits(value: float) -> float:

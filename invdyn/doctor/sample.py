@@ -74,12 +74,14 @@ class Sample:
     @cached_property
     def state_start(self) -> PerEpisode:
         """Row of each episode's first state."""
-        return np.cumsum(self.num_states) - self.num_states
+        start: PerEpisode = np.cumsum(self.num_states) - self.num_states
+        return start
 
     @cached_property
     def action_start(self) -> PerEpisode:
         """Row of each episode's first action."""
-        return np.cumsum(self.num_actions) - self.num_actions
+        start: PerEpisode = np.cumsum(self.num_actions) - self.num_actions
+        return start
 
     @cached_property
     def steps(self) -> Steps:

@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from invdyn.doctor.findings import INFO, WARNING, Finding
-from invdyn.doctor.sample import Sample
 from invdyn.doctor.values import Names
 from invdyn.transitions.plan import SPLITS, TRAIN
 
@@ -55,7 +54,7 @@ def kolmogorov_smirnov(
     members: Float[np.ndarray, "ways episodes"],
     train: Float[np.ndarray, "ways episodes"],
 ) -> Float[np.ndarray, "ways columns"]:
-    """Return the largest difference of the cumulative distributions of two sets of episodes, for each way to choose them.
+    """Return the largest difference of the cumulative distributions of two sets of episodes, per way to choose.
 
     Args:
         counts: histograms of each episode.
@@ -101,7 +100,7 @@ def measure_shift(
     return found
 
 
-def check_shift(sample: Sample, names: Names, shifts: list[Shift]) -> list[Finding]:
+def check_shift(names: Names, shifts: list[Shift]) -> list[Finding]:
     """Say which splits differ from train more than chance explains."""
     columns = (*names.state, *names.action)
     findings = []
@@ -121,7 +120,7 @@ def check_shift(sample: Sample, names: Names, shifts: list[Shift]) -> list[Findi
                 severity=WARNING if alarm else INFO,
                 title=f"{shift.split} is distributed unlike train"
                 if alarm
-                else f"{shift.split} has few episodes ({shift.num_episodes}) and differs from train, as most splits would",
+                else f"{shift.split} has few episodes ({shift.num_episodes}) and differs from train, as others would",
                 evidence=f"largest differences: {worst}; {chance}",
                 fix="change the name (it seeds the split), raise val_ratio or test_ratio, or mix the recordings before "
                 "splitting; keep it where the difference is what you want to test"

@@ -47,7 +47,7 @@ class Names:
 def bad_rows(values: Num[np.ndarray, "rows dim"]) -> Bool[np.ndarray, "rows"]:
     """Return which rows hold NaN, infinity, or what becomes infinite as float32."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return ~np.isfinite(values.astype(np.float32)).all(axis=1)
+        return np.asarray(~np.isfinite(values.astype(np.float32)).all(axis=1))
 
 
 def constant_columns(values: Float[np.ndarray, "rows dim"]) -> Bool[np.ndarray, "dim"]:
@@ -173,8 +173,8 @@ def check_saturated(sample: Sample, names: Names) -> list[Finding]:
                 evidence=f"worst is {names.action[worst]}: {shares[0, worst]:.1%} of the rows at {low[worst]:.6g}, "
                 f"{shares[1, worst]:.1%} at {high[worst]:.6g}; dimensions: {names.of_actions(saturated)}. If the "
                 "controller asked for more than the bound, many commands give the same motion",
-                fix="filters: {saturated_actions: drop} to leave those rows out (or keep: the recorded action is right, "
-                "and a model that samples can say so)",
+                fix="filters: {saturated_actions: drop} to leave those rows out; keep them where the recorded action is what "
+                "was applied",
                 places=sample.places(np.flatnonzero(rows)),
                 figures={
                     "dims": saturated.tolist(),

@@ -22,6 +22,7 @@ from invdyn.training.checkpoint import list_checkpoints
 from invdyn.training.loop import Metrics, Worker, train_loop
 from invdyn.training.run_config import CONFIG_FILE, RunConfig, resolve_device
 from invdyn.training.sweep_config import SWEEP_FILE, SweepConfig
+from invdyn.training.tracking import METRICS_CSV
 from invdyn.transitions.store import TransitionStore
 
 RESULTS_CSV = "results.csv"
@@ -29,7 +30,10 @@ BEST = "best"
 TRIALS = "trials"
 TUNE = "tune"
 QUALITY_FILE = "quality.json"
+STOPPED_FILE = "stopped_early"
+ERROR_FILE = "error.txt"
 QUALITY_ROWS = 2048
+MAX_FAILURES = 2
 METRIC = "val_nrmse"
 FINISHED, STOPPED, FAILED = "finished", "stopped early", "failed"
 
@@ -84,18 +88,19 @@ def run_sweep(
     folder: Path,
     *,
     local: bool = False,
-    resume: bool = False,
     max_concurrent: int | None = None,
     on_trial: Callable[[], None] = lambda: None,
 ) -> list[SweepRow]:
     """Train and evaluate all trials; write `results.csv` and copy the best checkpoint to `best/`.
+
+    What a killed sweep left in the folder is continued: ended trials keep their results, others go on from their latest
+    checkpoints.
 
     Args:
         sweep: the space and how to search it.
         trials: its networks.
         folder: of the sweep, absolute, on storage that all workers reach.
         local: one trial after another in this process, without early stopping.
-        resume: continue a sweep that was killed in this folder.
         max_concurrent: trials at a time, in place of the config's.
         on_trial: called whenever a trial has ended.
 
@@ -109,7 +114,7 @@ def run_sweep(
     if local:
         _run_local(sweep, trials, on_trial)
     else:
-        _run_on_ray(sweep, trials, folder, resume, max_concurrent or sweep.max_concurrent_trials, on_trial)
+        _run_on_ray(sweep, trials, folder, max_concurrent or sweep.max_concurrent_trials, on_trial)
     rows = collect_rows(trials)
     write_results(folder / RESULTS_CSV, rows)
     finished = [row for row in rows if row.status == FINISHED]
@@ -122,9 +127,18 @@ def run_sweep(
 
 
 def run_trial(trial: Trial, step_counts: tuple[int, ...] | None, on_metrics: Callable[[Metrics], None]) -> Metrics:
-    """Train one network in this process and evaluate it at every step count."""
+    """Train one network in this process and evaluate it at every step count.
+
+    What an earlier, killed run of the trial reported is reported again first: early stopping then judges a resumed sweep
+    as it would have judged an uninterrupted one.
+    """
     run = trial.run
     folder = Path(run.run_dir)
+    reported = _reported_metrics(folder)
+    for metrics in reported:
+        on_metrics(metrics)
+    if (folder / QUALITY_FILE).exists() or (folder / STOPPED_FILE).exists():
+        return reported[-1]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(run.to_yaml(), encoding="utf-8")
     started = time.perf_counter()
@@ -211,7 +225,6 @@ def _run_on_ray(
     sweep: SweepConfig,
     trials: list[Trial],
     folder: Path,
-    resume: bool,
     max_concurrent: int | None,
     on_trial: Callable[[], None],
 ) -> None:
@@ -238,42 +251,43 @@ def _run_on_ray(
             reduction_factor=sweep.asha.reduction_factor,
         )
     with_resources = tune.with_resources(trainable, resources)
-    state = folder / TUNE
-    if resume and tune.Tuner.can_restore(str(state)):
-        tuner = tune.Tuner.restore(str(state), trainable=with_resources, resume_unfinished=True, resume_errored=True)
-    else:
-        tuner = tune.Tuner(
-            with_resources,
-            param_space={"trial": tune.grid_search(list(range(len(trials))))},
-            tune_config=tune.TuneConfig(
-                metric=METRIC,
-                mode="min",
-                scheduler=scheduler,
-                max_concurrent_trials=max_concurrent,
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: str(trial.trial_id),
-            ),
-            run_config=tune.RunConfig(
-                name=TUNE,
-                storage_path=str(folder),
-                verbose=0,
-                callbacks=[_callback(on_trial)],
-                failure_config=tune.FailureConfig(max_failures=2),
-            ),
-        )
-    tuner.fit()
+    # Tune's own state is pickled; ours, on disk per trial, is enough to continue from.
+    shutil.rmtree(folder / TUNE, ignore_errors=True)
+    tune.Tuner(
+        with_resources,
+        param_space={"trial": tune.grid_search(list(range(len(trials))))},
+        tune_config=tune.TuneConfig(
+            metric=METRIC,
+            mode="min",
+            scheduler=scheduler,
+            max_concurrent_trials=max_concurrent,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
+        ),
+        run_config=tune.RunConfig(
+            name=TUNE,
+            storage_path=str(folder),
+            verbose=0,
+            callbacks=[_callback(trials, on_trial)],
+            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+        ),
+    ).fit()
 
 
-def _callback(on_trial: Callable[[], None]) -> Any:
+def _callback(trials: list[Trial], on_trial: Callable[[], None]) -> Any:
     from ray import tune
 
     class Report(tune.Callback):  # type: ignore[misc]
-        """Tell the command when a trial has ended."""
+        """Note which trials were stopped early, and tell the command when one has ended."""
 
-        def on_trial_complete(self, *_: Any, **__: Any) -> None:
+        def on_trial_complete(self, *_: Any, trial: Any, **__: Any) -> None:
+            folder = Path(trials[trial.config["trial"]].run.run_dir)
+            if not any((folder / name).exists() for name in (QUALITY_FILE, ERROR_FILE)):
+                (folder / STOPPED_FILE).touch()
             on_trial()
 
-        on_trial_error = on_trial_complete
+        def on_trial_error(self, *_: Any, **__: Any) -> None:
+            on_trial()
 
     return Report()
 
@@ -283,7 +297,7 @@ def _run_or_note(trial: Trial, sweep: SweepConfig, on_metrics: Callable[[Metrics
     try:
         run_trial(trial, sweep.step_counts, on_metrics)
     except InvdynError as error:
-        _replace_text(Path(trial.run.run_dir) / "error.txt", str(error))
+        _replace_text(Path(trial.run.run_dir) / ERROR_FILE, str(error))
 
 
 def _wants_gpu(trials: list[Trial], gpus: int) -> bool:
@@ -295,11 +309,12 @@ def _wants_gpu(trials: list[Trial], gpus: int) -> bool:
 
 def _rows_of(trial: Trial) -> list[SweepRow]:
     folder = Path(trial.run.run_dir)
-    last = _last_metrics(folder)
+    reported = _reported_metrics(folder)
+    last = reported[-1] if reported else {}
     common: dict[str, Any] = {
         "trial": folder.name,
         "settings": trial.settings,
-        "epochs": int(float(last.get("epoch", 0))),
+        "epochs": int(last.get("epoch", 0)),
         "run_dir": str(folder),
     }
     if (folder / QUALITY_FILE).exists():
@@ -319,25 +334,30 @@ def _rows_of(trial: Trial) -> list[SweepRow]:
         ]
     return [
         SweepRow(
-            status=STOPPED if last and not (folder / "error.txt").exists() else FAILED,
+            status=STOPPED if (folder / STOPPED_FILE).exists() else FAILED,
             num_inference_steps=getattr(trial.run.model, "num_inference_steps", None),
-            val_nrmse=float(last[METRIC]) if METRIC in last else None,
+            val_nrmse=last.get(METRIC),
             energy_score=None,
             us_per_action=None,
-            train_s=float(last.get("elapsed_s", 0.0)),
+            train_s=last.get("elapsed_s", 0.0),
             parameters=0,
             **common,
         )
     ]
 
 
-def _last_metrics(folder: Path) -> dict[str, str]:
-    path = folder / "metrics.csv"
+def _reported_metrics(folder: Path) -> list[Metrics]:
+    """Return the rows of metrics that a trial has reported and will not report again."""
+    path = folder / METRICS_CSV
     if not path.exists():
-        return {}
+        return []
     with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return rows[-1] if rows else {}
+        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    if (folder / QUALITY_FILE).exists() or (folder / STOPPED_FILE).exists():
+        return rows
+    found = list_checkpoints(folder)
+    step = int(found[-1].name.rpartition("-")[2]) if found else 0
+    return [row for row in rows if row["step"] <= step]
 
 
 def _replace_text(path: Path, text: str) -> None:

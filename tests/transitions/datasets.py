@@ -13,14 +13,14 @@ LENGTHS = (9, 4, 12, 7, 3, 10, 8, 5, 11, 6, 2, 9, 7, 4)
 SMALL_PARTS_MB = 700 / 2**20  # two or three of these episodes each
 
 
-def record(folder: Path, episodes: Sequence[Episode] | None = None, name: str = "r") -> Path:
+def record(folder: Path, episodes: Sequence[Episode] | None = None) -> Path:
     """Write a recording where `config_of` looks for it."""
-    return write_recording(folder / "sequence" / name, episodes or make_episodes(LENGTHS))
+    return write_recording(folder / "sequence" / "r", episodes or make_episodes(LENGTHS))
 
 
-def config_of(folder: Path, name: str = "r", **values: Any) -> DatasetConfig:
-    """A dataset of the recording `name`."""
-    defaults = {"name": "d", "buffer_path": str(folder / "sequence" / name), "part_size_mb": SMALL_PARTS_MB}
+def config_of(folder: Path, **values: Any) -> DatasetConfig:
+    """A dataset of the recording that `record` writes."""
+    defaults = {"name": "d", "buffer_path": str(folder / "sequence" / "r"), "part_size_mb": SMALL_PARTS_MB}
     return DatasetConfig.model_validate({**defaults, **values})
 
 

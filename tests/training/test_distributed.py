@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from invdyn.errors import ConfigError, DataError
+from invdyn.training import distributed
+from invdyn.training.checkpoint import list_checkpoints
+from invdyn.training.distributed import check_run, choose_gpu, prepare_run_dir, train
+from invdyn.transitions.store import TransitionStore
+from tests.training.group import train_in_group
+from tests.training.runs import LINEAR, read_metrics_csv, run_config
+
+ROUNDING = 1e-4
+
+
+def assert_same_to_rounding(found: Path, expected: Path) -> None:
+    rows, wanted = read_metrics_csv(found), read_metrics_csv(expected)
+    assert [row["step"] for row in rows] == [row["step"] for row in wanted]
+    for row, want in zip(rows, wanted, strict=True):
+        assert {k: float(v) for k, v in row.items()} == pytest.approx(
+            {k: float(v) for k, v in want.items()}, rel=ROUNDING
+        )
+    ours, theirs = (load_file(list_checkpoints(run)[-1] / "model.safetensors") for run in (found, expected))
+    for name, value in theirs.items():
+        assert ours[name].numpy() == pytest.approx(value.numpy(), rel=ROUNDING, abs=ROUNDING)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_two_processes_equal_one_with_the_same_global_batch(
+    store: TransitionStore, tmp_path: Path, resident: bool
+) -> None:
+    values: dict[str, Any] = {"num_epochs": 2, "resident": resident, "max_grad_norm": 1.0}
+    train(run_config(store, tmp_path / "one", **values), local=True)
+    config = run_config(store, tmp_path / "two", num_workers=2, **values)
+    first, second = train_in_group(config, tmp_path / "group", 2)
+    assert first["metrics"]["epoch"] == 2
+    assert second["metrics"] == {}
+    assert_same_to_rounding(tmp_path / "two", tmp_path / "one")
+    assert "2 worker(s) on cpu" in (tmp_path / "two/train.log").read_text()
+
+
+def test_an_error_of_one_process_stops_all_at_once(store: TransitionStore, tmp_path: Path) -> None:
+    """Only rank 0 writes checkpoints: without an agreement the other waits half an hour in its next all-reduce."""
+    config = run_config(store, tmp_path / "run", num_workers=2)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/checkpoints").write_text("a file where a folder is needed")
+    found = train_in_group(config, tmp_path / "group", 2)
+    assert found[0] == found[1]
+    assert found[0]["kind"] == "DataError"
+    assert "cannot write checkpoint" in found[0]["error"]
+    assert found[0]["agreed"]
+
+
+def test_a_diverged_loss_stops_all(store: TransitionStore, tmp_path: Path) -> None:
+    found = train_in_group(run_config(store, tmp_path / "run", learning_rate=1e30), tmp_path / "group", 2)
+    assert [(outcome["kind"], outcome["agreed"]) for outcome in found] == [("TrainingDiverged", True)] * 2
+    assert found[0]["error"] == found[1]["error"]
+
+
+def test_ray_train_equals_a_local_run(
+    store: TransitionStore, tmp_path: Path, ray_session: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    values: dict[str, Any] = {"num_epochs": 2, "learning_rate": 5e-3}
+    local = train(run_config(store, tmp_path / "one", **values), local=True)
+    metrics = train(run_config(store, tmp_path / "two", num_workers=2, **values))
+    assert metrics["val_loss"] == pytest.approx(local["val_loss"], rel=ROUNDING)
+    assert_same_to_rounding(tmp_path / "two", tmp_path / "one")
+    shown = capfd.readouterr().out
+    assert "2 worker(s) on cpu" in shown
+    assert shown.count("epoch 2/2") == 2  # of the local run, and followed from the worker's log
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened(
+    store: TransitionStore, tmp_path: Path, ray_session: None
+) -> None:
+    values: dict[str, Any] = {"num_epochs": 60, "checkpoints": 20, "batch_size": 16}
+    train(run_config(store, tmp_path / "one", **values), local=True)
+    killed: list[int] = []
+    killer = threading.Thread(target=lambda: killed.append(kill_worker_after_a_checkpoint(tmp_path / "two")))
+    killer.start()
+    metrics = train(run_config(store, tmp_path / "two", num_workers=2, **values))
+    killer.join()
+    assert len(killed) == 1
+    assert metrics["epoch"] == 60
+    assert "continuing from step" in (tmp_path / "two/train.log").read_text()
+    assert_same_to_rounding(tmp_path / "two", tmp_path / "one")
+
+
+def kill_worker_after_a_checkpoint(run_dir: Path) -> int:
+    """Kill a worker of this session's Ray, found by its name, once a checkpoint is there."""
+    from ray.util.state import list_actors
+
+    deadline = time.monotonic() + 120
+    while not list_checkpoints(run_dir) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    workers = [actor for actor in list_actors(filters=[("state", "=", "ALIVE")]) if "TrainWorker" in actor.class_name]
+    os.kill(workers[-1].pid, signal.SIGKILL)
+    return int(workers[-1].pid)
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"num_workers": 2}, ConfigError, "--local trains in one process, got --num_workers 2"),
+        ({"device": "cuda:7"}, ConfigError, "device 'cuda:7' must exist"),
+        ({"dataset_hash": "other"}, DataError, "must continue on the rows it started with"),
+        ({"dataset_path": "/absent"}, DataError, "dataset not found: /absent"),
+        ({"batch_size": 5000}, DataError, "must hold at least one batch"),
+    ],
+)
+def test_what_cannot_run_is_found_before_anything_is_written(
+    store: TransitionStore, tmp_path: Path, values: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    recipe = {key: values.pop(key) for key in ("batch_size",) if key in values}
+    config = run_config(store, tmp_path / "run", **recipe).replace(**values)
+    with pytest.raises(error, match=message):
+        train(config, local=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_workers_must_share_the_batch_evenly(store: TransitionStore, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="divisible by the number of workers: got 64 for 3 workers"):
+        check_run(run_config(store, tmp_path, num_workers=3), local=False)
+    check_run(run_config(store, tmp_path, LINEAR, num_workers=3, batch_size=10**6), local=False)
+
+
+def test_run_folder_that_exists(store: TransitionStore, tmp_path: Path) -> None:
+    config = run_config(store, tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    prepare_run_dir(config, resume=False)  # an empty folder will do
+    before = (tmp_path / "run/config.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=r"run folder exists already: .*/run; continue it with --resume .*/run or give"):
+        prepare_run_dir(config.replace(num_workers=2), resume=False)
+    assert (tmp_path / "run/config.yaml").read_bytes() == before
+    prepare_run_dir(config.replace(num_workers=2), resume=True)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
+
+
+def test_run_folder_that_cannot_be_written(store: TransitionStore, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for path in ("file", "file/run"):
+        with pytest.raises(ConfigError, match=r"run folder cannot be written: .*: (File exists|Not a directory)$"):
+            prepare_run_dir(run_config(store, tmp_path / path), resume=False)
+
+
+def test_choose_gpu() -> None:
+    assert not choose_gpu("cpu", {"GPU": 8}, 1)
+    assert choose_gpu("auto", {"GPU": 2}, 2)
+    assert not choose_gpu("auto", {"GPU": 1}, 2)
+    assert not choose_gpu("auto", {}, 1)
+    assert choose_gpu("cuda", {"GPU": 2}, 2)
+    with pytest.raises(ConfigError, match=r"2 worker\(s\), the cluster has 1 GPUs; use --device cpu or auto"):
+        choose_gpu("cuda", {"GPU": 1}, 2)
+
+
+def test_cluster_resources_count_what_an_autoscaler_can_add(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray._private.state import state
+
+    assert distributed.cluster_resources()["CPU"] == 8
+    assert "GPU" not in distributed.cluster_resources() or distributed.cluster_resources()["GPU"] >= 0
+    monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: {"CPU": 4, "GPU": 16})
+    assert (distributed.cluster_resources()["CPU"], distributed.cluster_resources()["GPU"]) == (8, 16)
+
+
+def test_follow_log_prints_only_what_is_new(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "train.log"
+    log.write_text("before é\n")
+    with distributed._FollowLog(log), log.open("a") as file:
+        file.write("during\n")
+        file.flush()
+        time.sleep(1.2 * distributed.TAIL_INTERVAL_S)
+        assert "during" in capfd.readouterr().out
+        file.write("last words\n")
+    assert capfd.readouterr().out == "last words\n"

@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from invdyn.errors import DataError, TrainingDiverged
+from invdyn.models.recipe import TrainingRecipe
+from invdyn.models.registry import build_model, parse_model_config
+from invdyn.training import loop
+from invdyn.training.checkpoint import list_checkpoints, load_checkpoint, load_model
+from invdyn.training.loop import Metrics, Trainer, learning_rate_at, train_loop
+from invdyn.training.run_config import RunConfig
+from invdyn.training.validation import read_spread_rows
+from invdyn.transitions.store import TransitionStore
+from tests.training.runs import CPU, FLOW, LINEAR, assert_same_run, make_dataset, read_metrics_csv, run_config
+
+MLP = {"_target_": "invdyn.models.MLPRegression", "name": "mlp", "down_dims": [16, 16]}
+UNET = {**FLOW, "network": "unet", "prediction": "velocity", "down_dims": [8, 8]}
+
+
+class Stopped(Exception):
+    """What a test stops a run with."""
+
+
+def stop_at(epoch: int) -> loop.Worker:
+    def on_metrics(metrics: Metrics) -> None:
+        if metrics["epoch"] == epoch:
+            raise Stopped
+
+    return replace(CPU, on_metrics=on_metrics)
+
+
+def test_metrics_and_columns(store: TransitionStore, tmp_path: Path) -> None:
+    seen: list[Metrics] = []
+    config = run_config(store, tmp_path / "run", num_epochs=3)
+    final = train_loop(config, replace(CPU, on_metrics=seen.append))
+    steps = store.num_rows("train") // 64
+    header = (tmp_path / "run/metrics.csv").read_text().splitlines()[0]
+    names = ["epoch", "train_loss", "val_loss", "val_nrmse", "learning_rate", "steps_per_s", "elapsed_s"]
+    assert header.split(",") == ["step", *names]
+    assert list(final) == names
+    rows = read_metrics_csv(tmp_path / "run")
+    assert [(int(row["step"]), int(row["epoch"])) for row in rows] == [(steps * n, n) for n in (1, 2, 3)]
+    assert [metrics["step"] for metrics in seen] == [steps, 2 * steps, 3 * steps]
+    assert float(rows[-1]["val_loss"]) == final["val_loss"] == load_checkpoint(config.run_dir).metrics["val_loss"]
+    assert float(rows[-1]["learning_rate"]) == learning_rate_at(config.training, 3 * steps - 1, 3 * steps)
+    assert final["steps_per_s"] > 0
+    log = (tmp_path / "run/train.log").read_text()
+    assert f"rows (resident); 3 epochs of {steps} steps; 1 worker(s) on cpu\n" in log
+    assert "epoch 3/3" in log
+
+
+def test_train_loss_is_the_mean_of_all_steps(store: TransitionStore, tmp_path: Path) -> None:
+    """With a negligible learning rate it is the loss of the untrained network, over the whole epoch."""
+    config = run_config(store, tmp_path / "run", MLP, num_epochs=1, learning_rate=1e-12, batch_size=16)
+    found = train_loop(config, CPU)["train_loss"]
+    torch.manual_seed(config.training.seed)
+    model = build_model(config.model, 2, 1)
+    model.fit_normalization(store.moments)
+    rows = {name: torch.from_numpy(values) for name, values in store.load("train").items()}
+    expected = model.loss(rows["state"], rows["action"], rows["next_state"]).item()
+    assert found == pytest.approx(expected, rel=0.02)  # rows left over
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("model", [FLOW, MLP, UNET], ids=lambda model: model.get("network", "regression"))
+def test_training_resident_or_streamed(
+    store: TransitionStore, tmp_path: Path, model: dict[str, Any], resident: bool
+) -> None:
+    train_loop(run_config(store, tmp_path / "run", model, num_epochs=15, resident=resident), CPU)
+    kind = "resident" if resident else "streamed"
+    assert f"({kind})" in (tmp_path / "run/train.log").read_text()
+    rows = read_metrics_csv(tmp_path / "run")
+    for name in ("train_loss", "val_loss"):
+        assert float(rows[-1][name]) < 0.95 * float(rows[0][name])
+
+
+def test_training_beats_the_linear_inverse(store: TransitionStore, tmp_path: Path) -> None:
+    linear = train_loop(run_config(store, tmp_path / "linear", LINEAR), CPU)["val_nrmse"]
+    trained = train_loop(run_config(store, tmp_path / "run", MLP, num_epochs=15), CPU)["val_nrmse"]
+    assert trained < 0.5 * linear
+
+
+def test_linear_trains_nothing(store: TransitionStore, tmp_path: Path) -> None:
+    config = run_config(store, tmp_path / "run", LINEAR)
+    metrics = train_loop(config, CPU)
+    assert metrics.keys() == {"epoch", "val_loss", "val_nrmse"}
+    assert 0 < metrics["val_nrmse"] < 1
+    assert [folder.name for folder in list_checkpoints(config.run_dir)] == ["step-000000000"]
+    assert "nothing to train" in (tmp_path / "run/train.log").read_text()
+    assert train_loop(config, CPU) == metrics
+    assert len(read_metrics_csv(tmp_path / "run")) == 1
+    model = load_model(config.run_dir)
+    assert list(model.parameters()) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "values"),
+    [
+        (FLOW, {}),
+        (UNET, {"resident": False, "ema_decay": None, "schedule": "constant", "max_grad_norm": 1.0}),
+    ],
+    ids=["resident", "streamed"],
+)
+@pytest.mark.parametrize("stop", [1, 3, 4, 6])
+def test_resumed_run_equals_an_uninterrupted_one(
+    store: TransitionStore, tmp_path: Path, model: dict[str, Any], values: dict[str, Any], stop: int
+) -> None:
+    """Checkpoints are written after epochs 3 and 6: before, between, on them, and after the end."""
+    values = {"num_epochs": 6, "checkpoints": 2, **values}
+    train_loop(run_config(store, tmp_path / "whole", model, **values), CPU)
+    config = run_config(store, tmp_path / "run", model, **values)
+    with pytest.raises(Stopped):
+        train_loop(config, stop_at(stop))
+    assert len(read_metrics_csv(tmp_path / "run")) == stop
+    torch.manual_seed(123)
+    final = train_loop(config, CPU)
+    assert final["epoch"] == 6
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    log = (tmp_path / "run/train.log").read_text()
+    assert ("continuing from step" in log) == (stop >= 3)
+
+
+def test_a_resumed_run_keeps_its_kind_of_batches(
+    store: TransitionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another amount of free memory must not change the order of the rows."""
+    monkeypatch.setattr(loop, "fits_in_memory", lambda *_: False)
+    config = run_config(store, tmp_path / "run", num_epochs=2, checkpoints=2)
+    with pytest.raises(Stopped):
+        train_loop(config, stop_at(1))
+    monkeypatch.setattr(loop, "fits_in_memory", lambda *_: True)
+    train_loop(config, CPU)
+    assert (tmp_path / "run/train.log").read_text().count("(streamed)") == 2
+
+
+def test_workers_stream_when_the_rows_do_not_fit_on_one_of_them(
+    store: TransitionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "fits_in_memory", lambda *_: True)
+    other_does_not = replace(CPU, mean=lambda value: value / 2)
+    config = run_config(store, tmp_path / "run")
+    model = build_model(config.model, 2, 1)
+    assert loop.choose_resident(model, store, config, CPU)
+    assert not loop.choose_resident(model, store, config, other_does_not)
+
+
+def test_same_seed_same_run_and_another_seed_another_one(store: TransitionStore, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train_loop(run_config(store, tmp_path / name, num_epochs=1, seed=seed), CPU)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    assert read_metrics_csv(tmp_path / "a") != read_metrics_csv(tmp_path / "c")
+
+
+def test_every_checkpoint_carries_its_own_metrics(store: TransitionStore, tmp_path: Path) -> None:
+    """Also where checkpoints are more frequent than the epochs that are shown."""
+    config = run_config(store, tmp_path / "run", num_epochs=25, checkpoints=25)
+    with pytest.raises(Stopped):
+        train_loop(config, stop_at(7))
+    found = [load_checkpoint(folder) for folder in list_checkpoints(config.run_dir)]
+    steps = store.num_rows("train") // 64
+    assert all(int(c.folder.name.removeprefix("step-")) == c.metrics["epoch"] * steps for c in found)
+    assert {6, 7} <= {c.metrics["epoch"] for c in found}
+
+
+def test_changed_dataset_is_refused(store: TransitionStore, tmp_path: Path) -> None:
+    other = make_dataset(tmp_path, seed=1)
+    config = run_config(store, tmp_path / "run").replace(dataset_path=str(other.path))
+    with pytest.raises(DataError, match=r"^a run must continue on the rows it started with: .*; start a new run$"):
+        train_loop(config, CPU)
+
+
+@pytest.mark.parametrize("learning_rate", [1e30])
+def test_diverged(store: TransitionStore, tmp_path: Path, learning_rate: float) -> None:
+    config = run_config(store, tmp_path / "run", learning_rate=learning_rate)
+    message = r"^training loss must stay finite: it is (nan|inf) by step \d+ \(epoch 1\); lower learning_rate \(1e\+30\) or"
+    with pytest.raises(TrainingDiverged, match=message):
+        train_loop(config, CPU)
+    assert list_checkpoints(config.run_dir) == []
+
+
+def test_without_a_validation_split(tmp_path: Path) -> None:
+    store = make_dataset(tmp_path, val_ratio=0.0, test_ratio=0.1)
+    config = run_config(store, tmp_path / "run", num_epochs=2)
+    metrics = train_loop(config, CPU)
+    assert "val_loss" not in metrics
+    assert load_checkpoint(config.run_dir).metrics["epoch"] == 2
+
+
+def test_validation_rows_are_spread_over_the_split(store: TransitionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("invdyn.training.validation.BLOCK_ROWS", 37)
+    everything = store.load("train")
+    total = store.num_rows("train")
+    assert len(store.parts("train")) > 1
+    for count in (1, 2, 10, total - 1, total, total + 5):
+        picked = read_spread_rows(store, "train", count)
+        index = np.linspace(0, total - 1, min(count, total)).astype(int)
+        assert index[-1] == (total - 1 if count > 1 else 0)
+        assert len(set(index)) == len(index)
+        for name, values in picked.items():
+            np.testing.assert_array_equal(values, everything[name][index])
+
+
+RECIPES = [
+    TrainingRecipe(learning_rate=0.5, schedule="cosine", warmup_fraction=0.1),
+    TrainingRecipe(learning_rate=0.5, schedule="constant", warmup_fraction=0.1),
+    TrainingRecipe(learning_rate=0.5, schedule="constant", warmup_fraction=0.0),
+    TrainingRecipe(learning_rate=0.5, schedule="cosine", warmup_fraction=0.0),
+]
+
+
+def test_schedule() -> None:
+    cosine, constant, flat, plain = ([learning_rate_at(r, step, 100) for step in range(100)] for r in RECIPES)
+    warm = [0.05 * (step + 1) for step in range(10)]
+    assert cosine[:10] == constant[:10] == pytest.approx(warm)
+    assert constant[10:] == [0.5] * 90
+    assert flat == [0.5] * 100
+    assert cosine[10] == plain[0] == 0.5
+    assert cosine[55] == plain[50] == pytest.approx(0.25)
+    assert cosine[10:] == pytest.approx([0.25 * (1 + math.cos(math.pi * k / 90)) for k in range(90)])
+    assert 0 < plain[99] < 0.001
+
+
+def test_schedule_of_the_shortest_runs() -> None:
+    assert learning_rate_at(RECIPES[0], 0, 1) == 0.5
+    assert learning_rate_at(RECIPES[3], 0, 1) == 0.5
+    assert learning_rate_at(TrainingRecipe(learning_rate=0.5), 0, 3) == 0.5
+
+
+def make_trainer(**recipe: Any) -> Trainer:
+    torch.manual_seed(0)
+    values = {"learning_rate": 0.01, "schedule": "constant", "warmup_fraction": 0.0, **recipe}
+    config = parse_model_config({**MLP, "training": values}, where="test")
+    return Trainer(build_model(config, 2, 1), config.training, 40, CPU)
+
+
+def chunk(trainer: Trainer, steps: int) -> loop.Rows:
+    generator = torch.Generator().manual_seed(trainer.step)
+    context = torch.randn(steps, 8, trainer.model.context_dim, generator=generator)
+    return context, torch.randn(steps, 8, trainer.model.target_dim, generator=generator)
+
+
+def flat(values: Any) -> torch.Tensor:
+    return torch.cat([value.detach().reshape(-1) for value in values]).double()
+
+
+def test_moving_average_follows_its_closed_form() -> None:
+    """average_k = d_k average_{k-1} + (1 - d_k) weights_k with d_k = min(decay, (1 + k) / (10 + k))."""
+    trainer = make_trainer(ema_decay=0.5)
+    expected = flat(trainer.parameters)
+    decays = []
+    for step in range(20):
+        trainer.train_chunk(chunk(trainer, 1), ())
+        decays.append(min(0.5, (1 + step) / (10 + step)))
+        expected = decays[-1] * expected + (1 - decays[-1]) * flat(trainer.parameters)
+        torch.testing.assert_close(flat(trainer.average.parameters()), expected, rtol=1e-5, atol=1e-7)
+    assert decays[0] == 0.1
+    assert decays[-1] == 0.5
+    assert not torch.equal(flat(trainer.average.parameters()), flat(trainer.parameters))
+    assert trainer.step == 20
+
+
+def test_without_a_moving_average_the_model_is_its_own() -> None:
+    trainer = make_trainer(ema_decay=None)
+    trainer.train_chunk(chunk(trainer, 2), ())
+    assert trainer.average is trainer.model
+
+
+def test_the_checkpoint_holds_the_moving_average(store: TransitionStore, tmp_path: Path) -> None:
+    config = run_config(store, tmp_path / "run", num_epochs=1)
+    train_loop(config, CPU)
+    folder = list_checkpoints(config.run_dir)[-1]
+    state = torch.load(folder / "trainer_state.pt", weights_only=True)
+    loaded = load_model(folder).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in state["average"].items())
+    assert any(not torch.equal(loaded[name], value) for name, value in state["weights"].items())
+
+
+def test_a_step_is_adamw_at_the_scheduled_rate() -> None:
+    """The first step of Adam moves each weight by the learning rate against the sign of its gradient."""
+    trainer = make_trainer(learning_rate=0.01, warmup_fraction=0.1)  # 40 steps: a quarter of the rate at first
+    before = flat(trainer.parameters)
+    losses = trainer.train_chunk(chunk(trainer, 1), ())
+    assert losses.shape == (1,)
+    moved = (flat(trainer.parameters) - before).abs()
+    assert moved[moved > 1e-6].median() == pytest.approx(0.0025, rel=0.01)
+
+
+def test_gradients_are_clipped_to_the_norm() -> None:
+    trainer = make_trainer(max_grad_norm=1e-3)
+    context, target = chunk(trainer, 1)
+    trainer.train_chunk((context, 100 * target), ())
+    norm = math.sqrt(sum(float(p.grad.square().sum()) for p in trainer.model.parameters() if p.grad is not None))
+    assert norm == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_what_the_finished_model_is_told_goes_to_the_summary(
+    store: TransitionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, float]] = []
+    monkeypatch.setattr(loop.Tracker, "summarize", lambda self, values: told.append(values))
+    for model in (FLOW, LINEAR):
+        config = run_config(store, tmp_path / model["name"], model, num_epochs=1)
+        train_loop(config, replace(CPU, on_trained=lambda model: {"training": float(model.training)}))
+    assert told == [{"training": 0.0}] * 2
+
+
+def test_config_of_the_checkpoint_is_the_run(store: TransitionStore, tmp_path: Path) -> None:
+    config = run_config(store, tmp_path / "run", num_epochs=1)
+    train_loop(config, CPU)
+    saved = RunConfig.load(list_checkpoints(config.run_dir)[-1])
+    assert saved == config.replace(resident=True)

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from invdyn.errors import DataError
+from invdyn.transitions.extract import create_dataset
+from invdyn.transitions.plan import SPLITS
+from invdyn.transitions.store import COLUMNS, Part, TransitionStore, write_json, write_part
+from invdyn.transitions.windows import Transitions
+from tests.transitions.datasets import config_of, record
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> TransitionStore:
+    record(tmp_path)
+    return create_dataset(config_of(tmp_path), local=True)
+
+
+def some_rows(rows: int = 4) -> Transitions:
+    values = np.arange(2 * rows, dtype=np.float32).reshape(rows, 2)
+    return Transitions(values, values, values, np.arange(rows), np.arange(rows))
+
+
+def test_all_ways_to_read_agree(store: TransitionStore) -> None:
+    for split in SPLITS:
+        whole, parts = store.load(split), list(store.iter_parts(split))
+        pieces = [store.read_rows(part, 0, part.rows) for part in store.parts(split)]
+        assert len(whole["state"]) == store.num_rows(split) == sum(len(part) for part in parts)
+        for column in COLUMNS:
+            np.testing.assert_array_equal(whole[column], np.concatenate([getattr(part, column) for part in parts]))
+        for column in COLUMNS[:3]:
+            np.testing.assert_array_equal(whole[column], np.concatenate([piece[column] for piece in pieces]))
+    assert store.load("train", columns=("step",)).keys() == {"step"}
+    assert repr(store).endswith(f"rows: train {store.num_rows('train')}, val {store.num_rows('val')}, test 7)")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"manifest is not valid JSON: .*/manifest\.json: .*rebuild with --overwrite"),
+        ("[]", r"schema must be version 1, .*/manifest\.json has None"),
+        ('{"schema_version": 99}', r"schema must be version 1, .*/manifest\.json has 99; rebuild with --overwrite"),
+    ],
+)
+def test_manifests_that_cannot_be_used(store: TransitionStore, text: str, message: str) -> None:
+    (store.path / "manifest.json").write_text(text)
+    with pytest.raises(DataError, match=message):
+        TransitionStore(store.path)
+
+
+def test_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"dataset not found: .*; make it with experiments/create_dataset\.py"):
+        TransitionStore(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"dataset is unfinished: .* has no manifest\.json; run .* again to finish it"):
+        TransitionStore(tmp_path)
+
+
+def test_unknown_split(store: TransitionStore) -> None:
+    with pytest.raises(DataError, match="split must be one of train, val, test, got 'valid'"):
+        store.load("valid")
+
+
+def missing(path: Path) -> None:
+    path.unlink()
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def shortened(path: Path) -> None:
+    path.unlink()
+    write_part(path, some_rows(1))
+
+
+def without_a_column(path: Path) -> None:
+    with h5py.File(path, "a") as file:
+        del file["step"]
+
+
+@pytest.mark.parametrize("damage", [missing, truncated, shortened, without_a_column])
+def test_damaged_parts(store: TransitionStore, damage: Any) -> None:
+    part = store.parts("train")[1]
+    damage(store.path / part.file)
+    for read in (store.load, lambda split: list(store.iter_parts(split))):
+        with pytest.raises(DataError, match=rf"^part [^\n]*{part.file}[^\n]* rebuild with --overwrite$"):
+            read("train")
+
+
+def test_parts_are_the_bytes_of_their_rows(tmp_path: Path) -> None:
+    for name in "ab":
+        write_part(tmp_path / name / "part.h5", some_rows())
+    assert (tmp_path / "a/part.h5").read_bytes() == (tmp_path / "b/part.h5").read_bytes()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_write_that_fails_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    write_json(tmp_path / "a.json", {"old": 1})
+    write_part(tmp_path / "a.h5", some_rows(1))
+    before = (tmp_path / "a.h5").read_bytes()
+
+    def fail(source: Path, target: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(os, "replace", fail)
+    expected = DataError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(expected, match=r"cannot write .*a\.json: .*No space left|^$"):
+        write_json(tmp_path / "a.json", {"new": 2})
+    with pytest.raises(expected, match=r"cannot write .*a\.h5: .*No space left.*; free some space|^$"):
+        write_part(tmp_path / "a.h5", some_rows(2))
+    assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
+    assert (tmp_path / "a.h5").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5", "a.json"]
+
+
+def test_manifest_names_every_part(store: TransitionStore) -> None:
+    named = {part.file for split in SPLITS for part in store.parts(split)}
+    assert named == {path.relative_to(store.path).as_posix() for path in store.path.rglob("*.h5")}
+    assert all(isinstance(part, Part) and part.rows > 0 for split in SPLITS for part in store.parts(split))
