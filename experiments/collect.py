@@ -17,7 +17,7 @@ from invdyn.errors import ConfigError, InvdynError
 from invdyn.progress import Progress, format_duration
 from invdyn.transitions.dataset_config import DatasetConfig
 
-SMOKE_EPISODES, SMOKE_EPISODES_PER_SHARD, SMOKE_STEPS = 16, 8, 100
+SMOKE_EPISODES, SMOKE_EPISODES_PER_SHARD, SMOKE_STEPS = 128, 64, 100
 
 
 def main() -> None:

@@ -163,7 +163,7 @@ def _examine(
         if rows is not None:
             lag = measure_lag(rows, plan.action_dim)
             identifiability = measure_identifiability(rows, window, plan.action_dim)
-            findings += check_lag(lag, window.gap, window.history, names)
+            findings += check_lag(lag, window, names, identifiability.grid)
             findings += check_identifiability(identifiability, names)
         values = np.concatenate([sample.state[steps.state_row], sample.action[steps.action_row]], axis=1)
         shifts = measure_shift(values, steps.episode, sample.split)
@@ -210,7 +210,7 @@ def _split(
         check="dropped",
         severity=WARNING,
         title=f"{dropped / actions:.0%} of the actions start no row",
-        evidence=f"{dropped:,} of {actions:,}: {listed}; an episode holds {plan.num_states.mean():.3g} states on average",
+        evidence=f"{dropped:,} of {actions:,}: {listed}; episodes hold {plan.num_states.mean():.3g} states on average",
         fix="a smaller gap, horizon or history",
         figures={"dropped": dropped, "actions": actions, "reasons": reasons},
     )

@@ -155,8 +155,8 @@ def check_identifiability(found: Identifiability, names: Names) -> list[Finding]
         Finding(
             check="identifiability",
             severity=WARNING if better or share > MUCH_OPEN else INFO,
-            title=f"{here} leave {_percent(share)} of the action's variance unexplained"
-            + (f"; gap {gap} and history {history} would leave {_percent(least)}" if better else ""),
+            title=f"{here} leave {percent(share)} of the action's variance unexplained"
+            + (f"; gap {gap} and history {history} would leave {percent(least)}" if better else ""),
             evidence=evidence,
             fix=advice,
             figures=figures,
@@ -164,5 +164,6 @@ def check_identifiability(found: Identifiability, names: Names) -> list[Finding]
     ]
 
 
-def _percent(share: float) -> str:
-    return f"{100 * min(share, 1.0):.3g}%"
+def percent(share: float) -> str:
+    """Return a share as text; above one it is as good as nothing explained, and reads 100%."""
+    return f"{100 * min(share, 1.0):.3g}%" if share >= 1e-6 else "under 0.0001%"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 
@@ -11,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from invdyn.doctor.dynamics import Rows, fit_folds, per_action, unexplained, unexplained_by_one_state
 from invdyn.doctor.findings import WARNING, Finding, list_dims
 from invdyn.doctor.values import Names
+from invdyn.transitions.windows import Window
 
 FIRST_SHIFT, LAST_SHIFT = -3, 8
 EXPLAINED = 0.8
@@ -43,7 +45,7 @@ class Lag:
 
     @property
     def steps(self) -> int:
-        """The lag of the recording: the median of the dimensions that lag, where at least half of those known do; else 0.
+        """The lag of the recording: the median of the dimensions that lag, where at least half of them do; else 0.
 
         Dimensions whose best shift is the last one tried only count where there are no others.
         """
@@ -97,8 +99,15 @@ def measure_lag(rows: Rows, action_dim: int) -> Lag:
     return Lag(tuple(shifts), curves, best, at_edge)
 
 
-def check_lag(lag: Lag, gap: int, history: int, names: Names) -> list[Finding]:
-    """Say which step the action explains best, where that is not its own."""
+def check_lag(lag: Lag, window: Window, names: Names, grid: Mapping[tuple[int, int], float]) -> list[Finding]:
+    """Say which step the action explains best, where that is not its own.
+
+    Args:
+        lag: the measurement.
+        window: the configured one.
+        names: of the dimensions.
+        grid: what other windows leave unexplained, by (gap, history).
+    """
     steps = lag.steps
     if not steps:
         return []
@@ -116,14 +125,14 @@ def check_lag(lag: Lag, gap: int, history: int, names: Names) -> list[Finding]:
         evidence += f"; half of the dimensions that lag lie between {low:+d} and {high:+d}"
     if len(beyond):
         evidence += f"; {list_dims([names.action[i] for i in beyond])}: {lag.best[beyond][0]:+d} or further"
-    covered = -history <= steps < gap
+    covered = -window.history <= steps < window.gap
     return [
         Finding(
             check="lag",
             severity=WARNING,
             title=f"action lag {steps:+d}: the action in row t explains the step t{steps:+d} best",
             evidence=evidence + ("; the configured rows contain that step" if covered else ""),
-            fix=_fix(steps, gap, history),
+            fix="" if covered else _fix(steps, window, grid),
             figures={
                 "lag": steps,
                 "shifts": list(lag.shifts),
@@ -136,9 +145,9 @@ def check_lag(lag: Lag, gap: int, history: int, names: Names) -> list[Finding]:
     ]
 
 
-def _fix(steps: int, gap: int, history: int) -> str:
-    if -history <= steps < gap:
-        return ""
-    if steps > 0:
-        return f"gap: {steps + 1}, so that the row reaches the state that its action leads to"
-    return f"history: {-steps}, so that the row contains the step that its action explains"
+def _fix(steps: int, window: Window, grid: Mapping[tuple[int, int], float]) -> str:
+    if steps < 0:
+        return f"history: {-steps}, so that the row contains the step that its action explains"
+    # A command that is reached at s_{t+k} needs gap k, a force that acts in the step t + k needs gap k + 1.
+    gap = min((steps + 1, steps), key=lambda gap: grid.get((gap, window.history), np.inf))
+    return f"gap: {gap}, so that the row reaches the state that its action leads to"

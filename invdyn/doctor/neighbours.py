@@ -61,4 +61,5 @@ def _fold_errors(
 
 
 def _thin(rows: Int[np.ndarray, "rows"], limit: int) -> Int[np.ndarray, "thin"]:
-    return rows[spread_thin(len(rows), limit)]
+    thin: Int[np.ndarray, "thin"] = rows[spread_thin(len(rows), limit)]
+    return thin

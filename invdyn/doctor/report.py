@@ -13,6 +13,7 @@ import numpy as np
 
 from invdyn.doctor.examine import Diagnosis
 from invdyn.doctor.findings import ERROR, INFO, WARNING, Finding, count_severities
+from invdyn.doctor.identifiability import percent
 from invdyn.doctor.plots import draw_all
 from invdyn.errors import DataError
 from invdyn.evaluation.page import (
@@ -48,7 +49,9 @@ STYLE = """<style>
   font: .86rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 details { margin-top: .5rem; font-size: .88rem; color: var(--soft); }
 details ul { margin: .3rem 0 0; padding-left: 1.3rem; }
-.healthy { border-left-color: #059669; }
+.finding.healthy { border-left-color: #059669; }
+.finding p::first-letter { text-transform: uppercase; }
+figcaption { max-width: 29rem; margin-top: .2rem; }
 </style>"""
 
 
@@ -179,9 +182,10 @@ def _cards(diagnosis: Diagnosis) -> list[Card]:
     found, lag = diagnosis.identifiability, diagnosis.lag
     if found is not None and np.isfinite(found.configured):
         note = f"of the action's variance, at gap {found.window.gap} and history {found.window.history}"
-        cards.append(Card("unexplained", f"{100 * min(found.configured, 1.0):.2g}%", note))
+        cards.append(Card("unexplained", percent(found.configured), note))
     if lag is not None:
-        note = "the action acts in its own row" if not lag.steps else "the action explains a later or earlier step"
+        later = "a later" if lag.steps > 0 else "an earlier"
+        note = f"the action explains {later} step best" if lag.steps else "the action acts in its own row"
         cards.append(Card("action lag", f"{lag.steps:+d}" if lag.steps else "0", note))
     return cards
 

@@ -60,9 +60,7 @@ def hash_rows(values: FloatRows) -> UInt64[np.ndarray, "rows"]:
 
 def hash_bits(bits: UInt64[np.ndarray, "rows columns"]) -> UInt64[np.ndarray, "rows"]:
     """Return a 64-bit hash of each row: among a million rows, two share one by chance once in 10^7 recordings."""
-    keys = np.random.default_rng(0).integers(1, 2**63, size=bits.shape[1], dtype=np.uint64) * np.uint64(2) + np.uint64(
-        1
-    )
+    keys = np.random.default_rng(0).integers(2**63, 2**64, size=(bits.shape[1], 1), dtype=np.uint64) | np.uint64(1)
     total = np.zeros(len(bits), dtype=np.uint64)
     for index, column in enumerate(bits.T):
         mixed = (column ^ (column >> np.uint64(31))) * keys[index]
@@ -139,11 +137,11 @@ def check_stale(sample: Sample) -> list[Finding]:
     places = tuple(sorted((*sample.places(inside), *at_ends), key=lambda p: (p.file, p.episode, p.step)))
     total = len(inside) + len(ends)
     share = len(inside) / max(len(sample.steps), 1)
-    fix = "filters: {drop_stale: true}" if len(inside) else "nothing for this dataset: the episodes are cut there"
+    fix = "filters: {drop_stale: true}" if len(inside) else "nothing: the episodes are cut there, as they should be"
     return [
         Finding(
             check="stale",
-            severity=WARNING if len(inside) else INFO,
+            severity=WARNING,
             title=f"{total:,} stale {'row' if total == 1 else 'rows'}: the state after is exactly the state before",
             evidence=f"{len(inside):,} inside episodes ({share:.2%} of the steps), {len(ends):,} at an episode's end, "
             "where the next episode starts in the same state: the recording goes on without a reset, and the step "

@@ -173,8 +173,8 @@ def check_saturated(sample: Sample, names: Names) -> list[Finding]:
                 evidence=f"worst is {names.action[worst]}: {shares[0, worst]:.1%} of the rows at {low[worst]:.6g}, "
                 f"{shares[1, worst]:.1%} at {high[worst]:.6g}; dimensions: {names.of_actions(saturated)}. If the "
                 "controller asked for more than the bound, many commands give the same motion",
-                fix="filters: {saturated_actions: drop} to leave those rows out; keep them where the recorded action is what "
-                "was applied",
+                fix="filters: {saturated_actions: drop} leaves those rows out; keep them where the recorded action is "
+                "what was applied",
                 places=sample.places(np.flatnonzero(rows)),
                 figures={
                     "dims": saturated.tolist(),

@@ -178,10 +178,21 @@ def check_lengths(plan: SequencePlan) -> SequencePlan:
     return plan
 
 
+def all_finite(arrays: EpisodeArrays) -> bool:
+    """Return whether all states and actions are surely finite as float32; when not, `check_finite` tells.
+
+    A sum is finite only when all terms are, and far cheaper than a mask. It may overflow where no term does.
+    """
+    return all(_sum_is_finite(values) for values in (arrays.state, arrays.action))
+
+
+def _sum_is_finite(values: Num[np.ndarray, "rows columns"]) -> bool:
+    with np.errstate(over="ignore", invalid="ignore"):  # each term is converted before it is added
+        return bool(np.issubdtype(values.dtype, np.integer) or np.isfinite(values.sum(dtype=np.float32)))
+
+
 def check_finite(arrays: EpisodeArrays, plan: SequencePlan) -> None:
     """Check that no state or action is NaN or infinite, nor becomes so as float32, which transitions are stored in.
-
-    A sum is finite only when all terms are, and far cheaper than a mask; the mask is made only to say where.
 
     Raises:
         DataError: naming file, episode and step of the first one.
@@ -190,9 +201,9 @@ def check_finite(arrays: EpisodeArrays, plan: SequencePlan) -> None:
         ("state", arrays.state, plan.num_states),
         ("action", arrays.action, plan.num_actions),
     ):
-        with np.errstate(over="ignore", invalid="ignore"):  # summing as float32 converts each term first
-            if np.issubdtype(values.dtype, np.integer) or np.isfinite(values.sum(dtype=np.float32)):
-                continue
+        if _sum_is_finite(values):
+            continue
+        with np.errstate(over="ignore"):
             finite = np.isfinite(values.astype(np.float32))
         bad = np.flatnonzero(~finite.all(axis=1))
         if len(bad):

@@ -32,7 +32,7 @@ ACTION_WORD = re.compile(r"(?i)(?<![a-z])(actions?)(?![a-z])")
 DELIMITERS = ",;\t "
 COUNT_BYTES = 8 * 2**20
 NEW_LINE = ord("\n")
-BLANKS = b"\r\t ,;"
+BLANKS = b"\r\n"
 
 
 class CsvReader(FileReader):
@@ -202,7 +202,7 @@ def count_lines(file: object) -> int:
         cut = block.rfind(b"\n") + 1
         total += _count_full_lines(block[:cut])
         rest = block[cut:]
-    return total + int(bool(rest.strip()))
+    return total + int(bool(rest.strip(BLANKS)))
 
 
 def read_columns(path: str, keys: tuple[str, ...], whole: str, setting: str) -> Num[np.ndarray, "rows columns"]:
@@ -250,6 +250,6 @@ def _count_full_lines(block: bytes) -> int:
     """Return how many of the lines of a block, which ends with a line, hold something."""
     values = np.frombuffer(block, dtype=np.uint8)
     ends = np.flatnonzero(values == NEW_LINE)
-    # What is in a line besides blanks, as a running count: equal at both ends of an empty line.
-    filled = np.cumsum(~np.isin(values, np.frombuffer(BLANKS + b"\n", dtype=np.uint8)))
+    # What is in a line, as a running count: equal at both ends of an empty line.
+    filled = np.cumsum(~np.isin(values, np.frombuffer(BLANKS, dtype=np.uint8)))
     return int(np.count_nonzero(np.diff(filled[ends], prepend=0)))

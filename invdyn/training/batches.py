@@ -235,7 +235,10 @@ def count_steps(rows: int, batch_size: int) -> int:
         DataError: when there is not even one.
     """
     if rows < batch_size:
-        raise DataError(f"the train split must hold at least one batch: it has {rows} rows, batch_size is {batch_size}")
+        raise DataError(
+            f"the train split must hold at least one batch: it has {rows} rows, batch_size is {batch_size}; "
+            "lower batch_size or extract more transitions"
+        )
     return rows // batch_size
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 
 from invdyn.errors import ConfigError, DataError
-from invdyn.sequences.base import EpisodeArrays, SequencePlan, SequenceReader, check_finite
+from invdyn.sequences.base import EpisodeArrays, SequencePlan, SequenceReader, all_finite, check_finite
 from invdyn.sequences.registry import open_sequences
 from invdyn.statistics import Moments, merge_moments
 from invdyn.transitions.dataset_config import DatasetConfig
@@ -342,11 +342,13 @@ def _read(reader: SequenceReader, sequences: SequencePlan) -> EpisodeArrays:
     for plan in sequences.by_file():
         arrays = reader.read(plan)
         # Once, before the rows are cut: s and s' are then copies of half the size.
-        arrays = EpisodeArrays(
-            arrays.state.astype(np.float32, copy=False), arrays.action.astype(np.float32, copy=False)
-        )
-        check_finite(arrays, plan)
-        read.append(arrays)
+        with np.errstate(over="ignore"):
+            stored = EpisodeArrays(
+                arrays.state.astype(np.float32, copy=False), arrays.action.astype(np.float32, copy=False)
+            )
+        if not all_finite(stored):
+            check_finite(arrays, plan)  # the values as recorded say what is wrong
+        read.append(stored)
     if len(read) == 1:
         return read[0]
     return EpisodeArrays(np.concatenate([a.state for a in read]), np.concatenate([a.action for a in read]))

@@ -17,6 +17,7 @@ from jaxtyping import Num
 
 from invdyn.errors import DataError
 from invdyn.statistics import Moments
+from invdyn.transitions.part_file import write_arrays
 from invdyn.transitions.plan import SPLITS
 from invdyn.transitions.windows import Transitions
 
@@ -183,10 +184,8 @@ def write_part(path: Path, rows: Transitions) -> None:
     Raises:
         DataError: when the disk is full or the folder cannot be written; no file is left under the final name.
     """
-    with _replacing(path) as temporary, h5py.File(temporary, "w") as file:
-        for column in COLUMNS:
-            file.create_dataset(column, data=getattr(rows, column), track_times=False)
-        file.flush()
+    with _replacing(path) as temporary:
+        write_arrays(temporary, {column: getattr(rows, column) for column in COLUMNS})
 
 
 def write_json(path: Path, values: Any, *, indent: int | None = None) -> None:
@@ -218,7 +217,7 @@ def _replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # h5py reports a failed flush or close as RuntimeError
+    except OSError as error:
         reason = " ".join(str(error).split())
         raise DataError(f"cannot write {path}: {reason}; free some space or set output_path, then run again") from None
     finally:

@@ -139,7 +139,12 @@ def write_minari(folder: Path, episodes: list[Episode]) -> Path:
 
 
 def frames_table(
-    episodes: list[Episode], *, first_episode: int = 0, first_index: int = 0, fixed: bool = True, frame_index: bool = True
+    episodes: list[Episode],
+    *,
+    first_episode: int = 0,
+    first_index: int = 0,
+    fixed: bool = True,
+    frame_index: bool = True,
 ) -> pa.Table:
     """Return the rows of some LeRobot episodes."""
     states, actions = stack([Episode(e.states[: len(e.actions)], e.actions) for e in episodes])
@@ -180,9 +185,7 @@ def write_lerobot_v2(root: Path, episodes: list[Episode], *, fixed: bool = True,
     folder.mkdir(parents=True, exist_ok=True)
     lines, start = [], 0
     for number, episode in enumerate(episodes):
-        table = frames_table(
-            [episode], first_episode=number, first_index=start, fixed=fixed, frame_index=frame_index
-        )
+        table = frames_table([episode], first_episode=number, first_index=start, fixed=fixed, frame_index=frame_index)
         pq.write_table(table, folder / f"episode_{number:06d}.parquet")
         lines.append(json.dumps({"episode_index": number, "length": len(episode.actions)}))
         start += len(episode.actions)

@@ -177,7 +177,14 @@ def test_trainer_states_that_cannot_be_used(config: RunConfig) -> None:
     folder = save(config, 1)
     path = folder / "trainer_state.pt"
     whole = path.read_bytes()
-    for content in (b"", b"\x00" * 100, b"not a pickle", whole[:100], whole[: len(whole) // 2], whole[: len(whole) - 30]):
+    for content in (
+        b"",
+        b"\x00" * 100,
+        b"not a pickle",
+        whole[:100],
+        whole[: len(whole) // 2],
+        whole[: len(whole) - 30],
+    ):
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"^trainer state cannot be loaded: [^\n]*$"):
             load_trainer_state(folder, torch.device("cpu"))
@@ -185,7 +192,7 @@ def test_trainer_states_that_cannot_be_used(config: RunConfig) -> None:
     with pytest.raises(DataError, match="trainer state cannot be loaded"):
         load_trainer_state(folder, torch.device("cpu"))
     torch.save([1, 2], path)
-    with pytest.raises(DataError, match="must be a mapping: .* holds list"):
+    with pytest.raises(DataError, match=r"must be a mapping: .* holds list"):
         load_trainer_state(folder, torch.device("cpu"))
     torch.save({"epoch": 1, "step": 1, "weights": {"strange": torch.zeros(2)}}, path)
     with pytest.raises(DataError, match=r"^trainer state does not fit the run: [^\n]*$"):

@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from safetensors.torch import load_file
@@ -33,36 +33,62 @@ def assert_same_to_rounding(found: Path, expected: Path) -> None:
         assert ours[name].numpy() == pytest.approx(value.numpy(), rel=ROUNDING, abs=ROUNDING)
 
 
-@pytest.mark.parametrize("resident", [True, False])
+TWO_EPOCHS: dict[str, Any] = {"num_epochs": 2, "max_grad_norm": 1.0}
+
+
+class Group(NamedTuple):
+    folder: Path
+    outcomes: dict[str, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def group(store: TransitionStore, tmp_path_factory: pytest.TempPathFactory) -> Group:
+    """Several runs on the same two processes: starting them is what takes time."""
+    folder = tmp_path_factory.mktemp("group")
+    (folder / "full").mkdir()
+    (folder / "full/checkpoints").write_text("a file where a folder is needed")
+    configs = {
+        "resident": run_config(store, folder / "resident", resident=True, **TWO_EPOCHS),
+        "streamed": run_config(store, folder / "streamed", resident=False, **TWO_EPOCHS),
+        "full": run_config(store, folder / "full"),
+        "diverged": run_config(store, folder / "diverged", learning_rate=1e30),
+        "linear": run_config(store, folder / "linear", LINEAR),
+    }
+    return Group(folder, train_in_group(configs, folder / "outcomes", 2))
+
+
+@pytest.mark.parametrize("name", ["resident", "streamed"])
 def test_two_processes_equal_one_with_the_same_global_batch(
-    store: TransitionStore, tmp_path: Path, resident: bool
+    store: TransitionStore, tmp_path: Path, group: Group, name: str
 ) -> None:
-    values: dict[str, Any] = {"num_epochs": 2, "resident": resident, "max_grad_norm": 1.0}
-    train(run_config(store, tmp_path / "one", **values), local=True)
-    config = run_config(store, tmp_path / "two", num_workers=2, **values)
-    first, second = train_in_group(config, tmp_path / "group", 2)
+    train(run_config(store, tmp_path / "one", resident=name == "resident", **TWO_EPOCHS), local=True)
+    first, second = group.outcomes[name]
     assert first["metrics"]["epoch"] == 2
     assert second["metrics"] == {}
-    assert_same_to_rounding(tmp_path / "two", tmp_path / "one")
-    assert "2 worker(s) on cpu" in (tmp_path / "two/train.log").read_text()
+    assert_same_to_rounding(group.folder / name, tmp_path / "one")
+    assert f"({name}); " in (group.folder / name / "train.log").read_text()
+    assert "2 worker(s) on cpu" in (group.folder / name / "train.log").read_text()
 
 
-def test_an_error_of_one_process_stops_all_at_once(store: TransitionStore, tmp_path: Path) -> None:
+def test_an_error_of_one_process_stops_all_at_once(group: Group) -> None:
     """Only rank 0 writes checkpoints: without an agreement the other waits half an hour in its next all-reduce."""
-    config = run_config(store, tmp_path / "run", num_workers=2)
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/checkpoints").write_text("a file where a folder is needed")
-    found = train_in_group(config, tmp_path / "group", 2)
-    assert found[0] == found[1]
-    assert found[0]["kind"] == "DataError"
-    assert "cannot write checkpoint" in found[0]["error"]
-    assert found[0]["agreed"]
+    first, second = group.outcomes["full"]
+    assert first == second
+    assert first["kind"] == "DataError"
+    assert "cannot write checkpoint" in first["error"]
+    assert first["agreed"]
 
 
-def test_a_diverged_loss_stops_all(store: TransitionStore, tmp_path: Path) -> None:
-    found = train_in_group(run_config(store, tmp_path / "run", learning_rate=1e30), tmp_path / "group", 2)
-    assert [(outcome["kind"], outcome["agreed"]) for outcome in found] == [("TrainingDiverged", True)] * 2
-    assert found[0]["error"] == found[1]["error"]
+def test_a_diverged_loss_stops_all(group: Group) -> None:
+    first, second = group.outcomes["diverged"]
+    assert first == second
+    assert (first["kind"], first["agreed"]) == ("TrainingDiverged", True)
+
+
+def test_an_untrained_model_needs_only_the_first_worker(group: Group) -> None:
+    first, second = group.outcomes["linear"]
+    assert first["metrics"]["val_nrmse"] < 1
+    assert second["metrics"] == {}
 
 
 def test_ray_train_equals_a_local_run(
@@ -82,7 +108,7 @@ def test_ray_train_equals_a_local_run(
 def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened(
     store: TransitionStore, tmp_path: Path, ray_session: None
 ) -> None:
-    values: dict[str, Any] = {"num_epochs": 60, "checkpoints": 20, "batch_size": 16}
+    values: dict[str, Any] = {"num_epochs": 30, "checkpoints": 30, "batch_size": 16}
     train(run_config(store, tmp_path / "one", **values), local=True)
     killed: list[int] = []
     killer = threading.Thread(target=lambda: killed.append(kill_worker_after_a_checkpoint(tmp_path / "two")))
@@ -90,7 +116,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened
     metrics = train(run_config(store, tmp_path / "two", num_workers=2, **values))
     killer.join()
     assert len(killed) == 1
-    assert metrics["epoch"] == 60
+    assert metrics["epoch"] == 30
     assert "continuing from step" in (tmp_path / "two/train.log").read_text()
     assert_same_to_rounding(tmp_path / "two", tmp_path / "one")
 
@@ -138,7 +164,9 @@ def test_run_folder_that_exists(store: TransitionStore, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     prepare_run_dir(config, resume=False)  # an empty folder will do
     before = (tmp_path / "run/config.yaml").read_bytes()
-    with pytest.raises(ConfigError, match=r"run folder exists already: .*/run; continue it with --resume .*/run or give"):
+    with pytest.raises(
+        ConfigError, match=r"run folder exists already: .*/run; continue it with --resume .*/run or give"
+    ):
         prepare_run_dir(config.replace(num_workers=2), resume=False)
     assert (tmp_path / "run/config.yaml").read_bytes() == before
     prepare_run_dir(config.replace(num_workers=2), resume=True)
@@ -162,9 +190,7 @@ def test_choose_gpu() -> None:
         choose_gpu("cuda", {"GPU": 1}, 2)
 
 
-def test_cluster_resources_count_what_an_autoscaler_can_add(
-    ray_session: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cluster_resources_count_what_an_autoscaler_can_add(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray._private.state import state
 
     assert distributed.cluster_resources()["CPU"] == 8

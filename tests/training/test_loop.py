@@ -179,7 +179,9 @@ def test_changed_dataset_is_refused(store: TransitionStore, tmp_path: Path) -> N
 @pytest.mark.parametrize("learning_rate", [1e30])
 def test_diverged(store: TransitionStore, tmp_path: Path, learning_rate: float) -> None:
     config = run_config(store, tmp_path / "run", learning_rate=learning_rate)
-    message = r"^training loss must stay finite: it is (nan|inf) by step \d+ \(epoch 1\); lower learning_rate \(1e\+30\) or"
+    message = (
+        r"^training loss must stay finite: it is (nan|inf) by step \d+ \(epoch 1\); lower learning_rate \(1e\+30\) or"
+    )
     with pytest.raises(TrainingDiverged, match=message):
         train_loop(config, CPU)
     assert list_checkpoints(config.run_dir) == []

@@ -50,7 +50,7 @@ def test_bad_values_are_one_line(
 def test_unknown_model_in_a_saved_run(store: TransitionStore, tmp_path: Path) -> None:
     text = run_config(store, tmp_path).to_yaml().replace("invdyn.models.FlowInverseDynamics", "os.system")
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(ConfigError, match="_target_ must name a model, got 'os.system'"):
+    with pytest.raises(ConfigError, match=r"_target_ must name a model, got 'os\.system'"):
         RunConfig.load(tmp_path)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -93,8 +94,9 @@ def test_disabled_writes_csv_only(config: RunConfig, monkeypatch: pytest.MonkeyP
 
 def test_disk_full_is_one_line(config: RunConfig) -> None:
     tracker = Tracker(config, echo=False)
-    tracker.csv_file.close()
-    tracker.csv_file = Path("/dev/full").open("w", buffering=1)
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, tracker.csv_file.fileno())
+    os.close(full)
     with pytest.raises(DataError, match=r"^cannot write metrics to .*/run: No space left on device; .*--resume$"):
         tracker.log({"loss": 1}, 1)
     tracker.close()
@@ -131,7 +133,9 @@ def test_no_network_falls_back_to_offline(
     tracker.close()
     log = (tmp_path / "run/train.log").read_text()
     assert log.startswith("W&B: cannot start online: ")
-    assert log.endswith("recording offline; send it later with `wandb login` and `wandb sync RUN_DIR/wandb/offline-run-*`\n")
+    assert log.endswith(
+        "recording offline; send it later with `wandb login` and `wandb sync RUN_DIR/wandb/offline-run-*`\n"
+    )
     assert log.count("\n") == 1
 
 

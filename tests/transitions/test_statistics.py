@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def assert_equal_to_numpy(moments: Moments, rows: np.ndarray, tolerance: float =
     seed=st.integers(0, 999),
 )
 def test_merged_moments_equal_numpy_over_all_rows(sizes: list[int], offset: float, seed: int) -> None:
-    rows = np.random.default_rng(seed).normal(size=(sum(sizes) + 1, 4)) * [1, 1e-3, 1e4, 1] + offset
+    rows = np.random.default_rng(seed).normal(offset, size=(sum(sizes) + 1, 4)) * [1, 1e-3, 1e4, 1]
     parts = np.split(rows, np.cumsum(sizes))
     merged = merge_moments(Moments.of_rows(part) for part in parts)
     assert_equal_to_numpy(merged, rows)
@@ -46,7 +47,7 @@ def test_moments_of_transitions_over_many_chunks(horizon: tuple[int, ...], histo
     action = generator.normal(size=(num_rows, *horizon, 2)).astype(np.float32)
     rows = np.concatenate([transition_features(state, next_state), action.reshape(num_rows, -1)], axis=1)
     cuts = [0, 1, 7000, 7001, 19_000, num_rows]
-    parts = [slice(first, stop) for first, stop in zip(cuts, cuts[1:], strict=False)]
+    parts = [slice(first, stop) for first, stop in pairwise(cuts)]
     merged = merge_moments(Moments.of_transitions(state[part], action[part], next_state[part]) for part in parts)
     assert_equal_to_numpy(merged, rows)
 
