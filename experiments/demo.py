@@ -1,6 +1,6 @@
 """The whole pipeline on this machine, in minutes: record, extract, train, evaluate, sweep.
 
-Every stage is one of the commands of the README, run as a user would run it, in the folder runs/demo.
+Every stage is one of the commands of the README, run as a user would run it, in the folder runs/demo or --output.
 """
 
 from __future__ import annotations
@@ -43,21 +43,28 @@ def main() -> None:
     """Run the stages in order; the first that fails ends the demo with its exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="shrink every stage to seconds")
-    smoke = parser.parse_args().smoke
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir(parents=True)
+    parser.add_argument("--output", metavar="FOLDER", help="a new or empty folder (default: runs/demo, emptied first)")
+    args = parser.parse_args()
+    folder = FOLDER
+    if args.output:
+        folder = Path(args.output).resolve()
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            parser.exit(2, f"error: --output must be a new or empty folder, {folder} is not; give another one\n")
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    todo = stages(smoke)
+    todo = stages(args.smoke)
     for number, (title, command) in enumerate(todo, start=1):
         shown = shlex.join(part.replace(f"{ROOT}{os.sep}", "") for part in command)
         print(f"\n[{number}/{len(todo)}] {title}\n$ python experiments/{shown}", flush=True)
         script = ROOT / "experiments" / command[0]
-        code = subprocess.run([sys.executable, str(script), *command[1:]], cwd=FOLDER, check=False).returncode
+        code = subprocess.run([sys.executable, str(script), *command[1:]], cwd=folder, check=False).returncode
         if code:
             sys.exit(code)
     print(f"\ndone in {time.monotonic() - started:.0f} s")
-    print(f"sweep:  {FOLDER / 'sweep' / 'results.csv'}")
-    print(f"report: {FOLDER / 'train' / 'evaluation' / 'report.html'}")
+    print(f"sweep:  {folder / 'sweep' / 'results.csv'}")
+    print(f"report: {folder / 'train' / 'evaluation' / 'report.html'}")
 
 
 if __name__ == "__main__":

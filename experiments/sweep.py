@@ -7,17 +7,19 @@ python experiments/sweep.py --config my_sweep.yaml --address auto
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from collect import record
-from common import add_common_arguments, connect, run_command
+from collect import collect_section, record
+from common import EXIT_INTERRUPTED, add_common_arguments, connect, run_command
 
 from invdyn.config import load_config
-from invdyn.errors import ConfigError
+from invdyn.errors import ConfigError, DataError
 from invdyn.evaluation.plots import plot_quality_against_cost
-from invdyn.models.registry import load_model_config
+from invdyn.models.registry import ModelConfig, load_model_config
 from invdyn.progress import Progress
 from invdyn.training.run_config import RunConfig, TrackingConfig
 from invdyn.training.sweep_config import (
@@ -28,7 +30,17 @@ from invdyn.training.sweep_config import (
     model_of_trial,
     trial_name,
 )
-from invdyn.training.tuning import BEST, FINISHED, RESULTS_CSV, TRIALS, SweepRow, Trial, run_sweep, save_sweep
+from invdyn.training.tuning import (
+    BEST,
+    FINISHED,
+    RESULTS_CSV,
+    TRIALS,
+    SweepRow,
+    Trial,
+    check_devices,
+    run_sweep,
+    save_sweep,
+)
 from invdyn.transitions.dataset_config import DatasetConfig
 from invdyn.transitions.extract import create_dataset
 from invdyn.transitions.store import MANIFEST, TransitionStore
@@ -44,21 +56,27 @@ def main() -> None:
     """Run a sweep, and print its best rows and where they are."""
     args = parse_arguments()
     folder, sweep = open_sweep(args)
+    networks = make_networks(sweep, args.device)
     dataset = load_config(DatasetConfig, find(sweep.dataset_config))
     connect(args)
+    check_devices((model.device or "auto" for _, model in networks), local=args.local)
     store = open_dataset(dataset, args)
-    trials = make_trials(sweep, store, folder, args)
+    trials = make_trials(sweep, networks, store, folder, args)
     save_sweep(folder, sweep)
     print(f"{len(trials)} networks x {len(sweep.step_counts or (1,))} step counts on {store}", flush=True)
-    with Progress(len(trials), f"sweep {sweep.name}", "trials") as progress:
-        rows = run_sweep(
-            sweep,
-            trials,
-            folder,
-            local=args.local,
-            max_concurrent=args.num_workers,
-            on_trial=lambda: progress.update(1),
-        )
+    try:
+        with Progress(len(trials), f"sweep {sweep.name}", "trials") as progress:
+            rows = run_sweep(
+                sweep,
+                trials,
+                folder,
+                local=args.local,
+                max_concurrent=args.num_workers,
+                on_trial=lambda: progress.update(1),
+            )
+    except KeyboardInterrupt:
+        print(f"interrupted; continue with --resume {folder}", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
     plot_quality_against_cost(curves(rows), folder / QUALITY_PNG)
     print(table(rows))
     print(f"results: {folder / RESULTS_CSV}\nbest model: {folder / BEST}\nplot: {folder / QUALITY_PNG}")
@@ -82,15 +100,15 @@ def open_sweep(args: argparse.Namespace) -> tuple[Path, SweepConfig]:
         ConfigError: for a flag that would change a resumed sweep, or a folder that exists.
     """
     if args.resume:
-        if args.config or args.output or args.overrides:
-            raise ConfigError("--resume continues a sweep as it was started; drop --config, --output and --set")
+        if args.config or args.output or args.overrides or args.smoke:
+            raise ConfigError("--resume continues a sweep as it was started; drop --config, --output, --set, --smoke")
         folder = Path(args.resume).resolve()
         return folder, load_sweep_config(folder / SWEEP_FILE, [])
     sweep = load_sweep_config(args.config or DEFAULT_CONFIG, args.overrides)
     if args.smoke:
         sweep = sweep.replace(num_trials=SMOKE_TRIALS, num_epochs=SMOKE_EPOCHS)
     folder = Path(args.output or f"runs/sweeps/{sweep.name}-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"sweep folder exists already: {folder}; continue it with --resume or give another --output")
     return folder, sweep
 
@@ -104,31 +122,49 @@ def open_dataset(config: DatasetConfig, args: argparse.Namespace) -> TransitionS
     """Return the dataset, made first where it is missing and the config says how to record it.
 
     Raises:
-        DataError: when it is missing and cannot be made.
+        DataError: when it is missing and cannot be made, or has no validation rows.
     """
     path = Path(config.transitions_path)
     if (path / MANIFEST).exists() or config.collect is None:
-        return TransitionStore(path)
-    print(f"the dataset is not there yet, making it first: {path}", flush=True)
-    record(config, config.collect, local=args.local, num_workers=args.num_workers)
-    return create_dataset(config, local=args.local, num_workers=args.num_workers)
+        store = TransitionStore(path)
+    else:
+        print(f"the dataset is not there yet, making it first: {path}", flush=True)
+        record(config, collect_section(config, args), local=args.local, num_workers=args.num_workers)
+        store = create_dataset(config, local=args.local, num_workers=args.num_workers)
+    if not store.num_rows("val"):
+        raise DataError(f"a sweep needs validation rows to compare networks by: {path} has none; set val_ratio above 0")
+    return store
 
 
-def make_trials(sweep: SweepConfig, store: TransitionStore, folder: Path, args: argparse.Namespace) -> list[Trial]:
-    """Return the trials of a sweep, every one validated before the first starts."""
-    base = load_model_config(find(sweep.model_config_file))
+def make_networks(sweep: SweepConfig, device: str | None) -> list[tuple[dict[str, Any], ModelConfig]]:
+    """Return settings and model config of each network to train, all validated.
+
+    Raises:
+        ConfigError: when a key or value of the space is not the model's.
+    """
+    base = load_model_config(find(sweep.model_config_file), [f"device={device}"] if device else [])
+    if sweep.step_counts:
+        model_of_trial(base, {STEPS_KEY: sweep.step_counts[0]})
+    return [(settings, model_of_trial(base, settings)) for settings in sweep.network_settings()]
+
+
+def make_trials(
+    sweep: SweepConfig,
+    networks: list[tuple[dict[str, Any], ModelConfig]],
+    store: TransitionStore,
+    folder: Path,
+    args: argparse.Namespace,
+) -> list[Trial]:
+    """Return the runs that train the networks."""
     trials = []
-    for index, settings in enumerate(sweep.network_settings()):
-        model = model_of_trial(base, settings)
-        if sweep.step_counts:
-            model_of_trial(base, {STEPS_KEY: min(sweep.step_counts)})
+    for index, (settings, model) in enumerate(networks):
         name = trial_name(index, settings)
         run = RunConfig.for_dataset(
             store,
             folder / TRIALS / name,
             model=model,
             training=model.training.replace(**({"num_epochs": sweep.num_epochs} if sweep.num_epochs else {})),
-            device=args.device or model.device or "auto",
+            device=model.device or "auto",
             cpu_threads=sweep.cpus_per_trial,
             checkpoints=2,
             tracking=TrackingConfig(mode=args.wandb, group=folder.name, name=name),

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from common import add_common_arguments, connect, positive_int, run_command
+from common import EXIT_INTERRUPTED, add_common_arguments, connect, positive_int, run_command
 
 from invdyn.config import load_config
 from invdyn.errors import ConfigError
@@ -54,8 +54,8 @@ def main() -> None:
     try:
         metrics = train(config, local=args.local, resume=bool(args.resume))
     except KeyboardInterrupt:
-        print(f"\nstopped; continue with --resume {config.run_dir}", file=sys.stderr)
-        raise
+        print(f"interrupted; continue with --resume {config.run_dir}", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
     print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     print(f"run: {config.run_dir}")
 

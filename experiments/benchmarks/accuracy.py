@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measure import ROUNDS, cpu_seconds, interleave, ratio, report
+from measure import add_arguments, cpu_seconds, interleave, ratio, report
 from problem import ROOT, pendulum, tensors
 from reference import NUM_STEPS, ReferenceLoop
 from torch import Tensor
@@ -64,12 +64,14 @@ def train_ours(store: TransitionStore, config_name: str, budget_s: float, seed: 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
+    add_arguments(parser)
+    parser.add_argument("--episodes", type=int, help="episodes to record (default: the dataset config's)")
     parser.add_argument("--budget_s", type=float, default=BUDGET_S, help="CPU seconds of training for each recipe")
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="invdyn-bench-") as folder:
-        store = pendulum(folder)
+        store = pendulum(folder, args.episodes)
         state, action, next_state = tensors(store, "test")
         std = varying_std(store.moments, slice(2 * store.state_dim, None))
 
@@ -100,7 +102,7 @@ def main() -> None:
             for name, predict in predictors.items():
                 errors.setdefault(name, []).append(error(lambda predict=predict: predict(state, next_state)))
                 speed[name] = lambda predict=predict: [predict(first, first_next) for _ in range(3)]
-        times = interleave(speed, ROUNDS)
+        times = interleave(speed, args.rounds)
     slowest = times[f"reference, {NUM_STEPS} steps"]
     rows = [
         {
@@ -115,7 +117,7 @@ def main() -> None:
     title = (
         f"clean pendulum, test split, one sample; {args.budget_s:g} CPU-seconds each, one thread, {args.seeds} seeds"
     )
-    report("accuracy", title, rows)
+    report("accuracy", title, rows, args.output)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from measure import ROUNDS, interleave, ratio, report
+from measure import add_arguments, interleave, ratio, report
 
 from invdyn.transitions.dataset_config import DatasetConfig
 from invdyn.transitions.extract import create_dataset
@@ -21,7 +21,7 @@ LOOP_EPISODES = 4
 def make_recording(folder: Path, gigabytes: float, shards: int) -> int:
     """Write random sequences in the native format, and return their number of transitions."""
     bytes_per_step = 8 * STATE_DIM + 4 * ACTION_DIM
-    episodes = max(1, round(gigabytes * 1e9 / bytes_per_step / EPISODE_STEPS / shards))
+    episodes = max(LOOP_EPISODES, round(gigabytes * 1e9 / bytes_per_step / EPISODE_STEPS / shards))
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     state = rng.standard_normal((episodes * (EPISODE_STEPS + 1), STATE_DIM))
@@ -70,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=1.0, help="size of the recording")
     parser.add_argument("--shards", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    add_arguments(parser)
     parser.add_argument("--folder", help="where to write (default: a temporary folder)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="invdyn-bench-", dir=args.folder) as name:
@@ -100,7 +100,7 @@ def main() -> None:
     title = (
         f"extraction of {size / 1e9:.2f} GB, {rows:,} transitions, {args.shards} shards, one core, CPU time, page cache"
     )
-    report("extraction", f"{title}, median of {args.rounds}", table)
+    report("extraction", f"{title}, median of {args.rounds}", table, args.output)
 
 
 if __name__ == "__main__":

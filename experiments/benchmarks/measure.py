@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -57,7 +58,13 @@ def machine() -> dict[str, str]:
     return {"cpu": f"{model}, {os.cpu_count()} cores", "date": time.strftime("%Y-%m-%d"), **current_versions()}
 
 
-def report(name: str, title: str, rows: Sequence[Row]) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that every benchmark takes."""
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON (default: runs/benchmarks)")
+
+
+def report(name: str, title: str, rows: Sequence[Row], output: Path) -> None:
     """Print one table and write it as JSON."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     cells = [[_text(row.get(column)) for column in columns] for row in rows]
@@ -68,8 +75,8 @@ def report(name: str, title: str, rows: Sequence[Row]) -> None:
             cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
         )
         print("  ".join(padded))
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / f"{name}.json"
     path.write_text(json.dumps({"title": title, "machine": machine(), "rows": list(rows)}, indent=1), encoding="utf-8")
     print(f"written: {path}", flush=True)
 

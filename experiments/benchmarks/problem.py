@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
@@ -22,14 +21,16 @@ from collect import record  # noqa: E402 - a sibling script, not a package
 COLUMNS = ("state", "action", "next_state")
 
 
-def pendulum(folder: str | None = None) -> TransitionStore:
+def pendulum(folder: str, num_episodes: int | None = None) -> TransitionStore:
     """Record and extract the clean pendulum.
 
     Args:
-        folder: where; a temporary folder that outlives the process when None.
+        folder: where.
+        num_episodes: episodes to record; as many as the config says when None.
     """
-    folder = folder or tempfile.mkdtemp(prefix="invdyn-bench-")
     overrides = [f"buffer_path={folder}/sequence/pendulum"]
+    if num_episodes is not None:
+        overrides.append(f"collect.num_episodes={num_episodes}")
     config = load_config(DatasetConfig, ROOT / "configs" / "dataset" / "pendulum_integrable.yaml", overrides)
     assert config.collect is not None
     record(config, config.collect, local=True)

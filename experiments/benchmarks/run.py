@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -24,11 +25,18 @@ def import_seconds() -> float:
 
 
 def main() -> None:
-    """Run the benchmarks named on the command line, or all."""
+    """Run the benchmarks named on the command line, or all; the first that fails ends with its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)} (default: all)")
+    names = parser.parse_args().names or NAMES
+    if unknown := set(names) - set(NAMES):
+        parser.error(f"NAME must be of {', '.join(NAMES)}, got {', '.join(sorted(unknown))}")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_SILENT": "true", "RAY_USAGE_STATS_ENABLED": "0"}
     print(f"import invdyn: {import_seconds():.3f} s", flush=True)
-    for name in sys.argv[1:] or NAMES:
-        subprocess.run([sys.executable, str(HERE / f"{name}.py")], check=True, env=environment)
+    for name in names:
+        code = subprocess.run([sys.executable, str(HERE / f"{name}.py")], check=False, env=environment).returncode
+        if code:
+            sys.exit(code)
 
 
 if __name__ == "__main__":

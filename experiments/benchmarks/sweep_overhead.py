@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from measure import report
+from measure import RESULTS, report
 from problem import ROOT, pendulum
 
 from invdyn.models.registry import load_model_config
@@ -23,17 +23,20 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--trials", type=int, default=NUM_TRIALS)
+    parser.add_argument("--episodes", type=int, help="episodes to record (default: the dataset config's)")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON (default: runs/benchmarks)")
     parser.add_argument("--wandb", choices=("offline", "disabled"), default="offline")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="invdyn-bench-") as name:
         folder = Path(name)
-        store = pendulum(name)
+        store = pendulum(name, args.episodes)
         model_file = ROOT / "configs" / "inverse_dynamics" / "pendulum_flow.yaml"
         sweep = SweepConfig(
             name="overhead",
             dataset_config="",
             model_config=str(model_file),
-            space={"training.seed": list(range(NUM_TRIALS)), "num_inference_steps": [1, 2, 4, 8]},
+            space={"training.seed": list(range(args.trials)), "num_inference_steps": [1, 2, 4, 8]},
             asha=None,
         )
         base = load_model_config(model_file)
@@ -61,14 +64,14 @@ def main() -> None:
         ray.shutdown()
     beyond_s = ended - connected - training_s
     rows = [
-        {"part": "training steps", "s per trial": training_s / NUM_TRIALS},
-        {"part": "everything else", "s per trial": beyond_s / NUM_TRIALS},
-        {"part": "Ray's start, shared by all", "s per trial": (connected - started) / NUM_TRIALS},
+        {"part": "training steps", "s per trial": training_s / args.trials},
+        {"part": "everything else", "s per trial": beyond_s / args.trials},
+        {"part": "Ray's start, shared by all", "s per trial": (connected - started) / args.trials},
     ]
     title = (
-        f"a sweep of {NUM_TRIALS} one-worker trials, one at a time, W&B {args.wandb}, four step counts evaluated each"
+        f"a sweep of {args.trials} one-worker trials, one at a time, W&B {args.wandb}, four step counts evaluated each"
     )
-    report("sweep_overhead", title, rows)
+    report("sweep_overhead", title, rows, args.output)
 
 
 def _elapsed_s(run_dir: Path) -> float:

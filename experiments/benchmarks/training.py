@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 
 import torch
-from measure import ROUNDS, interleave, ratio, report
+from measure import add_arguments, interleave, ratio, report
 from problem import ROOT, pendulum, tensors
 from reference import BATCH_SIZE, ReferenceLoop
 
@@ -47,12 +47,13 @@ def ours(store: TransitionStore, config_name: str, compiled: bool) -> tuple[Call
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    add_arguments(parser)
+    parser.add_argument("--episodes", type=int, help="episodes to record (default: the dataset config's)")
     parser.add_argument("--no_compile", action="store_true", help="leave out the variants that need a C++ compiler")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="invdyn-bench-") as folder:
-        store = pendulum(folder)
+        store = pendulum(folder, args.episodes)
         torch.manual_seed(0)
         reference = ReferenceLoop(*tensors(store, "train"))
         parameters = {"reference loop": sum(p.numel() for p in reference.network.parameters())}
@@ -75,7 +76,8 @@ def main() -> None:
         }
         for name, seconds in times.items()
     ]
-    report("training", f"training at batch {BATCH_SIZE}, one thread, median of {args.rounds} interleaved rounds", rows)
+    title = f"training at batch {BATCH_SIZE}, one thread, median of {args.rounds} interleaved rounds"
+    report("training", title, rows, args.output)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def make_rows(sample: Sample, offsets: Iterable[int], horizon: int) -> Rows | No
     thin = spread_thin(len(now), MAX_VALUES // columns)
     if len(thin) < 2 * MAX_FOLDS:
         return None
-    episode = np.repeat(np.arange(sample.num_episodes), counts)[thin]
+    episode = np.repeat(sample.number, counts)[thin]  # the same for all pieces of an episode that was cut
     now, act = now[thin], act[thin]
     moving = sample.state[:, ~constant_columns(sample.state)]  # a constant dimension tells nothing, and costs its share
     states = [moving[now + offset] for offset in known]
@@ -167,11 +167,14 @@ def unexplained(rows: Rows, folds: list[HeldOut]) -> Float[np.ndarray, "targets"
 
 
 def least_share(rows: Rows, squared: Float[np.ndarray, "ridges targets"], count: int) -> Float[np.ndarray, "targets"]:
-    """Return `squared` errors of `count` rows as shares of each target's variance, for the best ridge."""
+    """Return `squared` errors of `count` rows as shares of each target's variance, for the best ridge.
+
+    At most 1: the mean action is always there to answer with.
+    """
     variance = _variance(rows)
     with np.errstate(invalid="ignore", divide="ignore"):
         shares = np.where(variance > 0, squared / (variance * count), np.nan)
-    best: FloatArray = min(shares, key=mean_share)
+    best: FloatArray = np.minimum(min(shares, key=mean_share), 1.0)
     return best
 
 

@@ -16,7 +16,15 @@ from invdyn.doctor.identifiability import (
 )
 from invdyn.doctor.lag import Lag, check_lag, measure_lag
 from invdyn.doctor.leakage import check_leakage
-from invdyn.doctor.rows import check_duplicates, check_jumps, check_stale, jump_steps, relative_steps, step_sizes
+from invdyn.doctor.rows import (
+    check_duplicates,
+    check_jumps,
+    check_stale,
+    jump_steps,
+    relative_steps,
+    spikes,
+    step_sizes,
+)
 from invdyn.doctor.sample import Sample, read_sample
 from invdyn.doctor.shift import Shift, check_shift, measure_shift
 from invdyn.doctor.values import Names, bound_shares, check_constant, check_finite_values, check_saturated
@@ -148,18 +156,21 @@ def _examine(
     findings = [*findings, *broken]
     sample = whole if clean.all() else whole.select(clean)
     lag, identifiability, shifts = None, None, []
-    sizes, jumps = np.zeros(0), np.zeros(0, np.int64)
+    sizes, jumps, cuts = np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64)
     at_bounds = np.zeros((2, plan.action_dim))
     if sample.num_episodes and len(sample.steps):
         steps = sample.steps
         moved = relative_steps(sample.state, steps.state_row)
         if moved.shape[1]:
-            sizes, jumps = step_sizes(moved), np.flatnonzero(jump_steps(moved, steps.episode))
+            sizes, jumping = step_sizes(moved), jump_steps(moved, steps.episode)
+            jumps = np.flatnonzero(jumping)
+            # One jump among thousands of steps outweighs them all in a least-squares fit.
+            cuts = np.flatnonzero(jumping | spikes(moved, steps.episode).any(axis=1))
         findings += [*check_constant(sample, names), *check_saturated(sample, names)]
         findings += [*check_stale(sample), *check_duplicates(sample), *check_jumps(sample, names)]
         findings += check_leakage(sample, names)
         at_bounds = bound_shares(sample.action)
-        rows = rows_around(sample, window)
+        rows = rows_around(sample.cut_at(cuts), window)
         if rows is not None:
             lag = measure_lag(rows, plan.action_dim)
             identifiability = measure_identifiability(rows, window, plan.action_dim)

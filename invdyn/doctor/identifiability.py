@@ -165,5 +165,5 @@ def check_identifiability(found: Identifiability, names: Names) -> list[Finding]
 
 
 def percent(share: float) -> str:
-    """Return a share as text; above one it is as good as nothing explained, and reads 100%."""
-    return f"{100 * min(share, 1.0):.3g}%" if share >= 1e-6 else "under 0.0001%"
+    """Return a share as text."""
+    return f"{100 * share:.3g}%" if share >= 1e-6 else "under 0.0001%"

@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from invdyn.doctor.dynamics import HeldOut, Rows, block_features, least_share, spread_thin
 
 NUM_NEIGHBOURS = 5
-QUERIES = 800
-REFERENCES = 4000
+QUERIES = 500
+REFERENCES = 3000
 
 
 def nearest(

@@ -115,7 +115,10 @@ def jump_steps(moved: Float[np.ndarray, "steps varying"], episode: Int[np.ndarra
     share = ((moved > 0) & (moved > ISOLATION * around)).mean(axis=1)
     size = step_sizes(moved)
     median = np.median(size[size > 0]) if (size > 0).any() else np.inf
-    return np.asarray((share > BOUNDARY_SHARE) & (size > JUMP_MULTIPLE * median) & ~alone)
+    large = (size > JUMP_MULTIPLE * median) & ~alone
+    sure = large & (share > BOUNDARY_SHARE)
+    # Exactly half, all velocities of a state say, may be an impact; beside boundaries that are sure it is one more.
+    return np.asarray(large & (share >= BOUNDARY_SHARE)) if sure.any() else np.asarray(sure)
 
 
 def spikes(

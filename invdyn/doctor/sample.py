@@ -117,6 +117,19 @@ class Sample:
             self.number[keep],
         )
 
+    def cut_at(self, steps: Int[np.ndarray, "cuts"]) -> Sample:
+        """Return the same rows with the episodes cut in two at each of `steps`, so that no row crosses them."""
+        last = np.union1d(self.steps.state_row[steps], self.state_start + self.num_states - 1)
+        episode = np.searchsorted(self.state_start, last, side="right") - 1
+        num_states = np.diff(last, prepend=-1)
+        # The action of a cut step stays in its piece, where no state follows it.
+        whole = last == (self.state_start + self.num_states - 1)[episode]
+        num_actions = num_states - whole * (self.num_states - self.num_actions)[episode]
+        plan = replace(
+            select_episodes(self.plan, episode), num_states=num_states, num_actions=num_actions, first_row=None
+        )
+        return Sample(self.state, self.action, plan, self.split[episode], self.number[episode])
+
     def __repr__(self) -> str:
         return f"Sample({self.num_episodes} episodes, state {self.state.shape}, action {self.action.shape})"
 

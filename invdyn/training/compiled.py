@@ -8,7 +8,7 @@ stay views of the same memory: checkpoints do not know the difference.
 from __future__ import annotations
 
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ class CompiledStep:
         self.flat = _flatten(parameters)
         self.average = _flatten(average) if average else None
         self.steps, self.exp_avg, self.exp_avg_sq = _flatten_state(optimizer, parameters)
-        self.compiled = torch.compile(
+        self.compiled: Callable[..., Tensor] = torch.compile(
             _with_own_code(self._step),
             fullgraph=True,
             dynamic=False,
@@ -80,8 +80,7 @@ class CompiledStep:
         noise: Noise,
     ) -> Float[Tensor, ""]:
         """Take one step and return its loss, still on the device."""
-        loss: Tensor = self.compiled(coefficients, context, target, *noise)
-        return loss
+        return self.compiled(coefficients, context, target, *noise)
 
     def advance(self, steps: int) -> None:
         """Count finished steps in the optimizer's state."""
@@ -137,5 +136,5 @@ def _flatten_state(optimizer: torch.optim.AdamW, parameters: Sequence[Tensor]) -
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
     states = [optimizer.state[parameter] for parameter in parameters]
-    moments = (_flatten([state[name] for state in states]) for name in ("exp_avg", "exp_avg_sq"))
-    return [state["step"] for state in states], *moments
+    exp_avg, exp_avg_sq = (_flatten([state[name] for state in states]) for name in ("exp_avg", "exp_avg_sq"))
+    return [state["step"] for state in states], exp_avg, exp_avg_sq

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +116,7 @@ def _train_on_ray(config: RunConfig, use_gpu: bool) -> Metrics:
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    with _FollowLog(Path(config.run_dir) / CONSOLE_LOG):
+    with _FollowLog(Path(config.run_dir) / CONSOLE_LOG), _interruptible():
         outcome: dict[str, Any] = trainer.fit().return_value
     if "error" in outcome:
         kinds: dict[str, type[InvdynError]] = {"TrainingDiverged": TrainingDiverged, "ConfigError": ConfigError}
@@ -203,6 +206,20 @@ class Agreement:
         self.error = next((found for found in errors if found is not None), None)
         if self.error is not None:
             raise self.error
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Make Ctrl-C a KeyboardInterrupt: Ray's handler aborts the workers, leaves by SystemExit, and stays installed."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGINT, handler)
 
 
 class _FollowLog:

@@ -7,11 +7,11 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import yaml
-from pydantic import ConfigDict, Field, PositiveInt, field_validator
+from pydantic import ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from invdyn.config import Config, apply_overrides, read_yaml, validate
 from invdyn.errors import ConfigError
@@ -19,6 +19,7 @@ from invdyn.models.registry import ModelConfig, parse_model_config
 
 SWEEP_FILE = "sweep.yaml"
 STEPS_KEY = "num_inference_steps"
+EPOCHS_KEY = "training.num_epochs"
 
 
 class AshaConfig(Config):
@@ -71,14 +72,22 @@ class SweepConfig(Config):
     @classmethod
     def _distinct(cls, space: dict[str, list[Any]]) -> dict[str, list[Any]]:
         for key, values in space.items():
-            if len({json.dumps(value) for value in values}) < len(values):
+            if len({json.dumps(value, default=str) for value in values}) < len(values):
                 raise ValueError(f"space.{key} must not repeat a value")
+        if any(type(value) is not int or value < 1 for value in space.get(STEPS_KEY, ())):
+            raise ValueError(f"space.{STEPS_KEY} must hold whole numbers above 0")
         return space
+
+    @model_validator(mode="after")
+    def _one_source_of_epochs(self) -> Self:
+        if self.num_epochs is not None and EPOCHS_KEY in self.space:
+            raise ValueError(f"num_epochs must be null where space holds {EPOCHS_KEY}: it would replace those values")
+        return self
 
     @property
     def step_counts(self) -> tuple[int, ...] | None:
         """Step counts to evaluate every network at; None for the model config's own."""
-        return tuple(int(value) for value in self.space[STEPS_KEY]) if STEPS_KEY in self.space else None
+        return tuple(self.space[STEPS_KEY]) if STEPS_KEY in self.space else None
 
     def network_settings(self) -> list[dict[str, Any]]:
         """Return the settings of the networks to train, in a fixed order.

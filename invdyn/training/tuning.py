@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,7 @@ def run_sweep(
         ConfigError: when the cluster has not what a trial asks for.
         DataError: when no trial has finished.
     """
+    check_devices((trial.run.device for trial in trials), local=local)
     if local:
         _run_local(sweep, trials, on_trial)
     else:
@@ -120,26 +121,51 @@ def run_sweep(
     finished = [row for row in rows if row.status == FINISHED]
     if not finished:
         raise DataError(
-            f"no trial has finished; see {folder / RESULTS_CSV} and the train.log of each trial in {folder / TRIALS}"
+            f"at least one trial must finish, none of {len(trials)} has; {_first_error(trials)}"
+            f"see {folder / RESULTS_CSV} and each trial in {folder / TRIALS}"
         )
     copy_best(finished[0], folder / BEST)
     return rows
 
 
+def check_devices(devices: Iterable[str], *, local: bool) -> None:
+    """Check that what trials ask for exists: on this machine, or on the cluster that Ray is connected to.
+
+    Raises:
+        ConfigError: when there is no such device.
+    """
+    if local:
+        for device in set(devices):
+            resolve_device(device)
+        return
+    import ray
+
+    _wants_gpu(set(devices), int(ray.cluster_resources().get("GPU", 0)))
+
+
 def run_trial(trial: Trial, step_counts: tuple[int, ...] | None, on_metrics: Callable[[Metrics], None]) -> Metrics:
     """Train one network in this process and evaluate it at every step count.
 
-    What an earlier, killed run of the trial reported is reported again first: early stopping then judges a resumed sweep
-    as it would have judged an uninterrupted one.
+    What an earlier, killed run of the trial reported is reported again first: early stopping then judges a resumed
+    sweep as it would have judged an uninterrupted one.
     """
     run = trial.run
     folder = Path(run.run_dir)
     reported = _reported_metrics(folder)
-    for metrics in reported:
-        on_metrics(metrics)
-    if (folder / QUALITY_FILE).exists() or (folder / STOPPED_FILE).exists():
+    if _has_ended(folder):
+        for metrics in reported:
+            on_metrics(metrics)
         return reported[-1]
+
+    def pass_on(metrics: Metrics) -> None:
+        # The scheduler may end a trial at any report: the last one waits until the network has been evaluated.
+        if metrics["epoch"] < run.training.num_epochs:
+            on_metrics(metrics)
+
+    for metrics in reported:
+        pass_on(metrics)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / ERROR_FILE).unlink(missing_ok=True)
     (folder / CONFIG_FILE).write_text(run.to_yaml(), encoding="utf-8")
     started = time.perf_counter()
 
@@ -153,11 +179,6 @@ def run_trial(trial: Trial, step_counts: tuple[int, ...] | None, on_metrics: Cal
         facts = {"train_s": train_s, "parameters": parameters, "quality": [asdict(q) for q in quality]}
         _replace_text(folder / QUALITY_FILE, json.dumps(facts, indent=1))
         return {f"{METRIC}_at_{q.num_inference_steps}_steps": q.nrmse for q in quality}
-
-    def pass_on(metrics: Metrics) -> None:
-        # The scheduler may end a trial at any report: the last one waits until the network has been evaluated.
-        if metrics["epoch"] < run.training.num_epochs:
-            on_metrics(metrics)
 
     metrics = train_loop(run, Worker(resolve_device(run.device), on_metrics=pass_on, on_trained=finish, echo=False))
     on_metrics(metrics)
@@ -232,8 +253,10 @@ def _run_on_ray(
     from ray import tune
     from ray.tune.schedulers import AsyncHyperBandScheduler
 
+    # Tune's own handler would end `fit` as if the sweep were complete.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     resources = {"cpu": float(sweep.cpus_per_trial)}
-    if _wants_gpu(trials, int(ray.cluster_resources().get("GPU", 0))):
+    if _wants_gpu({trial.run.device for trial in trials}, int(ray.cluster_resources().get("GPU", 0))):
         resources["gpu"] = sweep.gpus_per_trial
 
     def trainable(chosen: dict[str, int]) -> None:
@@ -300,8 +323,15 @@ def _run_or_note(trial: Trial, sweep: SweepConfig, on_metrics: Callable[[Metrics
         _replace_text(Path(trial.run.run_dir) / ERROR_FILE, str(error))
 
 
-def _wants_gpu(trials: list[Trial], gpus: int) -> bool:
-    devices = {trial.run.device for trial in trials}
+def _first_error(trials: list[Trial]) -> str:
+    for trial in trials:
+        path = Path(trial.run.run_dir) / ERROR_FILE
+        if path.exists():
+            return f"{Path(trial.run.run_dir).name}: {path.read_text(encoding='utf-8')}; "
+    return ""
+
+
+def _wants_gpu(devices: set[str], gpus: int) -> bool:
     if gpus == 0 and any(device.startswith("cuda") for device in devices):
         raise ConfigError("--device cuda needs a GPU: the cluster has none; use --device cpu or auto")
     return gpus > 0 and devices != {"cpu"}
@@ -352,12 +382,18 @@ def _reported_metrics(folder: Path) -> list[Metrics]:
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as file:
-        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-    if (folder / QUALITY_FILE).exists() or (folder / STOPPED_FILE).exists():
+        # A kill may have cut the last line.
+        lines = [row for row in csv.DictReader(file) if None not in row.values()]
+    rows = [{name: float(value) for name, value in row.items() if value} for row in lines]
+    if _has_ended(folder):
         return rows
     found = list_checkpoints(folder)
     step = int(found[-1].name.rpartition("-")[2]) if found else 0
     return [row for row in rows if row["step"] <= step]
+
+
+def _has_ended(folder: Path) -> bool:
+    return (folder / QUALITY_FILE).exists() or (folder / STOPPED_FILE).exists()
 
 
 def _replace_text(path: Path, text: str) -> None:

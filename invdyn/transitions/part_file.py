@@ -1,8 +1,8 @@
 """Writing arrays as an HDF5 file without letting HDF5 touch the disk.
 
-An HDF5 file whose disk fills up while it is open cannot be closed, and the process crashes when it ends. So HDF5 lays the
-file out in memory, where it gets no array, and the arrays are then written to their places as plain bytes: as fast as
-HDF5, and a full disk is an `OSError` like any other.
+An HDF5 file whose disk fills up while it is open cannot be closed, and the process crashes when it ends. So HDF5 lays
+the file out in memory, without the arrays, which are then written to their places as plain bytes: as fast as HDF5, and
+a full disk is an `OSError` like any other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
         OSError: when the disk is full or the file cannot be written.
     """
     layout = _Layout()
-    places: list[tuple[int, Array]] = []
+    places: list[tuple[int, memoryview]] = []
     early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
@@ -34,11 +34,12 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
         for name, array in arrays.items():
             dataset = file.create_dataset(name, array.shape, array.dtype, track_times=False, dcpl=early)
             if array.size:
-                places.append((dataset.id.get_offset(), np.ascontiguousarray(array)))
+                places.append((dataset.id.get_offset(), np.ascontiguousarray(array).data.cast("B")))
+    pieces: list[tuple[int, bytes | memoryview]] = [*layout.written.items(), *places]
     with path.open("wb") as disk:
-        for offset, content in [*layout.written.items(), *places]:
+        for offset, content in pieces:
             disk.seek(offset)
-            disk.write(memoryview(content).cast("B"))
+            disk.write(content)
         disk.truncate(layout.size)
 
 

@@ -23,7 +23,8 @@ class Window:
     def num_rows(self, num_states: Counts, num_actions: Counts) -> Counts:
         """Return how many rows each episode gives, (episodes,)."""
         last = np.minimum(num_states - self.gap, num_actions - self.horizon + 1)
-        return np.maximum(last - self.history, 0)
+        rows: np.ndarray = np.maximum(last - self.history, 0)
+        return rows
 
     def count_drops(self, num_states: Counts, num_actions: Counts) -> dict[str, int]:
         """Return how many actions start no row, by reason; with `num_rows` they add up to all actions.

@@ -10,10 +10,10 @@ import numpy as np
 from invdyn.doctor.sample import Sample
 from invdyn.doctor.values import Names
 
-NAMES = Names(tuple(f"state {i}" for i in range(8)), tuple(f"action {i}" for i in range(8)))
+NAMES = Names(tuple(f"state {i}" for i in range(8)), ("action 0", "action 1"))
 
 
-def record(num_episodes=40, num_steps=60, *, delay=0, seed=0):
+def record(num_episodes=40, num_steps=60, *, delay=0, seed=0, spread=1.0):
     """Two damped masses pushed by a smooth random force: (x0, x1, v0, v1), v' = 0.9 v + 0.1 a_{t - delay}.
 
     The inverse is exactly linear. Returns a list of (T + 1, 4) states and of (T, 2) actions.
@@ -24,7 +24,7 @@ def record(num_episodes=40, num_steps=60, *, delay=0, seed=0):
         force[step] = 0.8 * force[step - 1] + generator.normal(size=(num_episodes, 2))
     force[0] = generator.normal(size=(num_episodes, 2))
     states = np.zeros((num_steps + 1, num_episodes, 4))
-    states[0] = generator.normal(size=(num_episodes, 4))
+    states[0] = spread * generator.normal(size=(num_episodes, 4))
     for step in range(num_steps):
         acting = force[step - delay] if step >= delay else 0.0
         velocity = 0.9 * states[step, :, 2:] + 0.1 * acting

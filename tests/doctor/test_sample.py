@@ -34,6 +34,17 @@ def test_chosen_episodes_are_spread_and_few_enough(max_rows):
         assert len(chosen) == 40
 
 
+def test_no_row_crosses_a_cut():
+    states, actions = record(3, 10)
+    whole = sample(states, actions)
+    cut = whole.cut_at(np.array([4, 9, 10]))  # episode 0 steps 4 and 9 (its last), episode 1 step 0
+    assert cut.num_states.tolist() == [5, 5, 1, 1, 10, 11]
+    assert cut.number.tolist() == [0, 0, 0, 1, 1, 2]
+    kept = np.delete(np.arange(30), [4, 9, 10])
+    assert np.array_equal(cut.steps.state_row, whole.steps.state_row[kept])
+    assert np.array_equal(cut.steps.action_row, whole.steps.action_row[kept])
+
+
 def test_one_long_episode_does_not_shut_out_the_others():
     num_states = np.array([10, 10, 10_000, 10, 10, 10])
     chosen = choose_episodes(num_states, np.zeros(6, int), 100)

@@ -39,7 +39,7 @@ def test_random_splits_raise_no_alarm():
 def test_a_split_by_another_setting_raises_an_alarm():
     states, _ = record(60)
     split = np.array([0] * 40 + [1] * 10 + [2] * 10)
-    moved = [s + [0.0, 1.5 * (k == 1), 0.0, 0.0] for s, k in zip(states, split, strict=True)]
+    moved = [s + np.array([0.0, 6.0 * (k == 1), 0.0, 0.0]) for s, k in zip(states, split, strict=True)]
     values, episode = columns(moved)
     (found,) = check_shift(NAMES, measure_shift(values, episode, split))
     assert (found.severity, found.figures["split"]) == (WARNING, "val")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -209,3 +210,11 @@ def test_follow_log_prints_only_what_is_new(tmp_path: Path, capfd: pytest.Captur
         assert "during" in capfd.readouterr().out
         file.write("last words\n")
     assert capfd.readouterr().out == "last words\n"
+
+
+def test_ctrl_c_is_a_keyboard_interrupt_and_rays_handler_goes() -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), distributed._interruptible():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        sys.exit(1)  # what Ray's own handler ends with
+    assert signal.getsignal(signal.SIGINT) is handler

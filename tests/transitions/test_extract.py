@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -416,7 +417,8 @@ def test_overwrite_does_not_reuse_parts_of_a_finished_dataset(tmp_path: Path, wh
     for name, content in progress.items():
         (output / ".progress" / name).write_bytes(content)
     part = sorted(output.glob("train/part-*.h5"))[0]
-    part.write_bytes(b"damaged")
+    with h5py.File(part, "a") as file:  # whole to look at, but of other values
+        file["state"][...] = 0
     create(config_of(tmp_path), overwrite=True)
     assert contents(output) == whole
 

@@ -8,9 +8,12 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from invdyn.errors import DataError
 from invdyn.transitions.extract import create_dataset
+from invdyn.transitions.part_file import write_arrays
 from invdyn.transitions.plan import SPLITS
 from invdyn.transitions.store import COLUMNS, Part, TransitionStore, write_json, write_part
 from invdyn.transitions.windows import Transitions
@@ -98,6 +101,25 @@ def test_parts_are_the_bytes_of_their_rows(tmp_path: Path) -> None:
     for name in "ab":
         write_part(tmp_path / name / "part.h5", some_rows())
     assert (tmp_path / "a/part.h5").read_bytes() == (tmp_path / "b/part.h5").read_bytes()
+
+
+@given(
+    shapes=st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=3), min_size=1, max_size=9),
+    dtype=st.sampled_from([np.float32, np.float64, np.int64, np.uint8]),
+)
+def test_files_hold_what_h5py_reads(
+    tmp_path_factory: pytest.TempPathFactory, shapes: list[list[int]], dtype: type
+) -> None:
+    generator = np.random.default_rng(0)
+    arrays = {str(i): (generator.normal(size=shape) * 50).astype(dtype) for i, shape in enumerate(shapes)}
+    arrays["transposed"] = np.arange(6.0).reshape(2, 3).T
+    path = tmp_path_factory.getbasetemp() / "arrays.h5"
+    write_arrays(path, arrays)
+    with h5py.File(path, "r") as file:
+        assert file.keys() == arrays.keys()
+        for name, array in arrays.items():
+            assert file[name].dtype == array.dtype
+            np.testing.assert_array_equal(file[name][()], array)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
