@@ -26,6 +26,8 @@ def main() -> None:
     """Extract, and print what was kept, what was dropped, and where it is."""
     args = parse_arguments()
     config = load_config(DatasetConfig, args.config, args.overrides)
+    if args.on_error == "skip":
+        config = config.replace(format_options={**config.format_options, "on_error": "skip"})
     max_samples = args.max_samples or (SMOKE_SAMPLES if args.smoke else None)
     store = extract(config, max_samples, args)
     plot_distributions(store, store.path / DISTRIBUTIONS_PNG)
@@ -38,6 +40,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--config", required=True, metavar="YAML", help="dataset config")
     parser.add_argument(
         "--max_samples", type=positive_int, metavar="N", help="exact number of transitions of all splits"
+    )
+    parser.add_argument(
+        "--on_error", choices=("fail", "skip"), default="fail", help="at a file that cannot be read (default: fail)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier dataset in the same folder")
     add_common_arguments(parser)
@@ -70,8 +75,11 @@ def summary(store: TransitionStore) -> str:
     counts = ", ".join(f"{s} {splits[s]['rows']:,} ({splits[s]['episodes']:,} episodes)" for s in SPLITS)
     row = ", ".join(f"{name} {value}" for name, value in store.manifest["row"].items() if value is not None)
     drops = ", ".join(f"{reason} {count:,}" for reason, count in store.manifest["drops"].items() if count)
+    notes = [f"warning: {text}" for text in store.manifest["warnings"]]
+    notes += [f"skipped: {name}: {reason}" for name, reason in store.manifest["skipped_files"].items()]
     return "\n".join(
         [
+            *notes,
             f"{store.manifest['num_rows']:,} transitions: {counts}",
             f"dropped actions: {drops or 'none'}",
             f"row: {row}; hash {store.content_hash}",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
+from threadpoolctl import ThreadpoolController
 
 FloatArray = Float[np.ndarray, "..."]
 
@@ -103,18 +104,19 @@ class Moments:
         shift = np.zeros(columns)
         products = np.zeros((columns + 1, columns + 1))
         low, high = np.full(columns, np.inf), np.full(columns, -np.inf)
-        for first in range(0, len(state), chunk_rows):
-            chunk = slice(first, first + chunk_rows)
-            rows = buffer[: len(state[chunk])]
-            write_features(state[chunk], next_state[chunk], rows)
-            values = rows[:, :columns]
-            values[:, columns - action.shape[1] :] = action[chunk]
-            np.minimum(low, values.min(axis=0), out=low)
-            np.maximum(high, values.max(axis=0), out=high)
-            if first == 0:
-                shift = values.mean(axis=0)
-            values -= shift
-            products += rows.T @ rows
+        with _blas().limit(limits=1, user_api="blas"):  # the bits must not depend on how many threads there are
+            for first in range(0, len(state), chunk_rows):
+                chunk = slice(first, first + chunk_rows)
+                rows = buffer[: len(state[chunk])]
+                write_features(state[chunk], next_state[chunk], rows)
+                values = rows[:, :columns]
+                values[:, columns - action.shape[1] :] = action[chunk]
+                np.minimum(low, values.min(axis=0), out=low)
+                np.maximum(high, values.max(axis=0), out=high)
+                if first == 0:
+                    shift = values.mean(axis=0)
+                values -= shift
+                products += rows.T @ rows
         count, sums = len(state), products[columns, :columns]
         comoment = products[:columns, :columns] - np.outer(sums, sums) / count
         np.fill_diagonal(comoment, np.maximum(np.diag(comoment), 0.0))
@@ -168,6 +170,11 @@ class Moments:
             array(values["min"]),
             array(values["max"]),
         )
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def merge_moments(parts: Iterable[Moments]) -> Moments:

@@ -1,4 +1,4 @@
-"""The README keeps its promises: its commands run in its order, its snippet runs after them, its links lead somewhere."""
+"""The README keeps its promises: its commands run in order, its snippet after them, its links lead somewhere."""
 
 from __future__ import annotations
 

@@ -110,6 +110,7 @@ def diagnose(config: DatasetConfig, *, max_rows: int = MAX_ROWS) -> Diagnosis:
         format_name=config.format,
         state_keys=config.state_keys,
         action_key=config.shape_meta.action_key if config.shape_meta else None,
+        options=config.format_options,
     )
     return diagnose_recording(reader, config, max_rows=max_rows)
 
@@ -174,7 +175,7 @@ def _examine(
         if rows is not None:
             lag = measure_lag(rows, plan.action_dim)
             identifiability = measure_identifiability(rows, window, plan.action_dim)
-            findings += check_lag(lag, window, names, identifiability.grid)
+            findings += check_lag(lag, window, names, identifiability.advised[0])
             findings += check_identifiability(identifiability, names)
         values = np.concatenate([sample.state[steps.state_row], sample.action[steps.action_row]], axis=1)
         shifts = measure_shift(values, steps.episode, sample.split)

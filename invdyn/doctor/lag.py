@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 
@@ -99,14 +98,14 @@ def measure_lag(rows: Rows, action_dim: int) -> Lag:
     return Lag(tuple(shifts), curves, best, at_edge)
 
 
-def check_lag(lag: Lag, window: Window, names: Names, grid: Mapping[tuple[int, int], float]) -> list[Finding]:
+def check_lag(lag: Lag, window: Window, names: Names, advised_gap: int = 1) -> list[Finding]:
     """Say which step the action explains best, where that is not its own.
 
     Args:
         lag: the measurement.
         window: the configured one.
         names: of the dimensions.
-        grid: what other windows leave unexplained, by (gap, history).
+        advised_gap: the gap that leaves the action least open; advised here too where it covers the lag.
     """
     steps = lag.steps
     if not steps:
@@ -132,7 +131,7 @@ def check_lag(lag: Lag, window: Window, names: Names, grid: Mapping[tuple[int, i
             severity=WARNING,
             title=f"action lag {steps:+d}: the action in row t explains the step t{steps:+d} best",
             evidence=evidence + ("; the configured rows contain that step" if covered else ""),
-            fix="" if covered else _fix(steps, window, grid),
+            fix="" if covered else _fix(steps, advised_gap),
             figures={
                 "lag": steps,
                 "shifts": list(lag.shifts),
@@ -145,9 +144,8 @@ def check_lag(lag: Lag, window: Window, names: Names, grid: Mapping[tuple[int, i
     ]
 
 
-def _fix(steps: int, window: Window, grid: Mapping[tuple[int, int], float]) -> str:
+def _fix(steps: int, advised_gap: int) -> str:
     if steps < 0:
         return f"history: {-steps}, so that the row contains the step that its action explains"
-    # A command that is reached at s_{t+k} needs gap k, a force that acts in the step t + k needs gap k + 1.
-    gap = min((steps + 1, steps), key=lambda gap: grid.get((gap, window.history), np.inf))
+    gap = advised_gap if advised_gap >= steps else steps + 1
     return f"gap: {gap}, so that the row reaches the state that its action leads to"

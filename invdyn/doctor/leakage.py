@@ -85,7 +85,7 @@ def _equal(
                     check=check,
                     severity=severity,
                     title=f"the label leaks: {_dims(names, state_dims)} holds {where}",
-                    evidence=f"{symbol} equals action[t] in {shares[found].min():.1%} of the rows or more where the "
+                    evidence=f"{symbol} equals action[t] in at least {shares[found].min():.1%} of the rows where the "
                     f"action is not at rest: {_pairs(names, state_dims, action_dims)}. A model reads the answer, and "
                     "is of no use where the action is not known",
                     fix="leave that key out of shape_meta.obs",

@@ -13,6 +13,7 @@ from invdyn.doctor.lag import UNKNOWN, Lag
 from invdyn.evaluation.plots import COLORS, FAINT, INK, SPLIT_COLORS, _figure, _log_scale, _save
 
 MAX_BARS = 32
+AS_GOOD_AS_NOTHING = 1e-8
 LIGHT_TEXT_BELOW = 0.55
 
 
@@ -49,10 +50,11 @@ def draw_all(diagnosis: Diagnosis, folder: Path) -> list[tuple[Path, str]]:
 def plot_lag(lag: Lag, path: Path) -> None:
     """Draw the unexplained share against the shift."""
     figure, (axes,) = _figure(1, width=5.2, height=3.4)
-    shown = np.flatnonzero(np.isfinite(lag.unexplained).all(axis=0))[:MAX_BARS]
+    shares = np.maximum(lag.unexplained, AS_GOOD_AS_NOTHING)
+    shown = np.flatnonzero(np.isfinite(shares).all(axis=0))[:MAX_BARS]
     for dim in shown:
-        axes.plot(lag.shifts, lag.unexplained[:, dim], color=FAINT, linewidth=0.8, zorder=1)
-    curve = lag.mean_curve
+        axes.plot(lag.shifts, shares[:, dim], color=FAINT, linewidth=0.8, zorder=1)
+    curve = np.maximum(lag.mean_curve, AS_GOOD_AS_NOTHING)
     axes.plot(lag.shifts, curve, color=COLORS[0], marker="o", markersize=4, linewidth=1.6, zorder=3, label="mean")
     steps = lag.steps
     label = f"lag {steps:+d}" if steps else "lag 0"
@@ -61,7 +63,7 @@ def plot_lag(lag: Lag, path: Path) -> None:
     axes.set_xticks(lag.shifts, [f"{shift:+d}" if shift else "0" for shift in lag.shifts])
     axes.set_xlabel("step that the action is explained by" + (f" ({beyond} dimensions: beyond)" if beyond else ""))
     axes.set_ylabel("unexplained share of the variance")
-    _log_scale(axes, [*curve, *lag.unexplained[:, shown].ravel()])
+    _log_scale(axes, [*curve, *shares[:, shown].ravel()])
     axes.legend(frameon=False, fontsize=7.5, ncols=2, loc="lower left", bbox_to_anchor=(-0.02, 1.0))
     _save(figure, path)
 
@@ -72,7 +74,7 @@ def plot_grid(found: Identifiability, path: Path) -> None:
     histories = sorted({history for _, history in found.grid})
     values = np.array([[found.grid[gap, history] for gap in gaps] for history in histories])
     logs = np.log10(np.maximum(values, 1e-16))
-    figure, (axes,) = _figure(1, width=max(4.2, 1.3 + 0.72 * len(gaps)), height=1.5 + 0.5 * len(histories))
+    figure, (axes,) = _figure(1, width=max(4.2, 1.1 + 0.61 * len(gaps)), height=1.5 + 0.5 * len(histories))
     axes.grid(visible=False)
     axes.imshow(logs, cmap="Blues", aspect="auto")
     middle = logs.min() + LIGHT_TEXT_BELOW * (logs.max() - logs.min())
@@ -90,7 +92,7 @@ def plot_grid(found: Identifiability, path: Path) -> None:
 
 def plot_unexplained(found: Identifiability, path: Path) -> None:
     """Draw the unexplained share of each action dimension as bars."""
-    linear, neighbours = np.array(found.linear), np.array(found.neighbours)
+    linear, neighbours = (np.maximum(values, AS_GOOD_AS_NOTHING) for values in (found.linear, found.neighbours))
     dims = np.flatnonzero(np.isfinite(linear))
     dims = dims[:MAX_BARS]
     figure, (axes,) = _figure(1, width=max(4.2, 1.5 + 0.3 * len(dims)), height=3.2)

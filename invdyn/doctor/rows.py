@@ -185,7 +185,7 @@ def check_duplicates(sample: Sample) -> list[Finding]:
                 severity=WARNING if share >= DUPLICATE_WARNING_SHARE else INFO,
                 title=f"{len(within):,} rows ({share:.2%}) repeat an earlier row exactly",
                 evidence=f"same state, action and next state; first repeat at {places[0]}; "
-                f"{_whole_episodes(sample, within):,} episodes repeat from start to end",
+                f"episodes that are copies from start to end: {_whole_episodes(sample, within):,}",
                 fix="filters: {episodes: ...} without the copies" if share >= DUPLICATE_WARNING_SHARE else "",
                 places=places,
                 figures={"rows": len(within), "share": share, "episodes": _whole_episodes(sample, within)},
@@ -219,10 +219,7 @@ def _jump_finding(sample: Sample, moved: FloatRows, jumps: Int[np.ndarray, "jump
     others = np.delete(size, jumps)
     smallest = float(size[jumps].min())
     limit = np.sqrt(smallest * others.max()) if others.max() < smallest else smallest
-    last = (
-        sample.steps.step[jumps]
-        == (np.minimum(sample.num_actions, sample.num_states - 1) - 1)[sample.steps.episode[jumps]]
-    )
+    last = _last_steps(sample)[jumps]
     late = f"; {int(last.sum()):,} are the last step of their episode: its end is marked too late" if last.any() else ""
     places = sample.places(jumps)
     return [
@@ -231,8 +228,8 @@ def _jump_finding(sample: Sample, moved: FloatRows, jumps: Int[np.ndarray, "jump
             severity=ERROR,
             title=f"{_steps(len(jumps))} like a reset that the file does not mark",
             evidence=f"most state dimensions at once move over {ISOLATION:g} times further than in the steps around; "
-            f"step size {smallest / median:.3g} to {size[jumps].max() / median:.3g} times the median, robust z "
-            f"{(smallest - median) / spread:.3g} or more; no other step exceeds {others.max() / median:.3g}{late}; "
+            f"step size at least {smallest / median:.3g} times the median, robust z at least "
+            f"{(smallest - median) / spread:.3g}; no other step exceeds {others.max() / median:.3g}{late}; "
             f"first at {places[0]}",
             fix=f"filters: {{drop_jumps: {_two_digits(limit / median):g}}}, or mark the episode ends in the recording",
             places=places,
@@ -274,6 +271,8 @@ def _spike_findings(
                 )
             )
         alone = alone & ~wraps
+    # At an episode's first or last step only one side says what is usual.
+    alone = alone & ((sample.steps.step > 0) & ~_last_steps(sample))[:, None]
     found = np.flatnonzero(alone.any(axis=1))
     if len(found):
         dims = np.flatnonzero(alone.any(axis=0))
@@ -293,6 +292,10 @@ def _spike_findings(
     return findings
 
 
+def _last_steps(sample: Sample) -> Mask:
+    return np.append(np.diff(sample.steps.episode) > 0, True)
+
+
 def _shared_rows(sample: Sample, name: str, shared: Int[np.ndarray, "shared"], total: int) -> Finding:
     share = len(shared) / total
     places = sample.places(shared)
@@ -300,8 +303,8 @@ def _shared_rows(sample: Sample, name: str, shared: Int[np.ndarray, "shared"], t
         check="shared_rows",
         severity=ERROR if share >= SHARED_ERROR_SHARE else WARNING,
         title=f"{len(shared):,} rows of {name} ({share:.2%}) are in train too",
-        evidence=f"same state, action and next state; first at {places[0]}; {_whole_episodes(sample, shared):,} "
-        f"episodes of {name} are copies from start to end. A model that remembers is rewarded there",
+        evidence=f"same state, action and next state; first at {places[0]}; episodes that are "
+        f"copies from start to end: {_whole_episodes(sample, shared):,}. A model that remembers is rewarded there",
         fix="filters: {episodes: ...} without the copies",
         places=places,
         figures={"split": name, "rows": len(shared), "share": share, "episodes": _whole_episodes(sample, shared)},

@@ -7,6 +7,9 @@ stay views of the same memory: checkpoints do not know the difference.
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import functional_call, grad_and_value
 
+from invdyn.errors import ConfigError
 from invdyn.models.base import InverseDynamics, Noise
 
 Flat = Float[Tensor, "parameters"]
@@ -31,6 +35,9 @@ class CompiledStep:
         optimizer: an AdamW over the model's parameters; its state is read now and kept up to date.
         average: parameters of the moving average, kept up to date; empty for none.
         max_grad_norm: as in the recipe.
+
+    Raises:
+        ConfigError: on a CPU, when there is no C++ compiler.
     """
 
     def __init__(
@@ -40,6 +47,7 @@ class CompiledStep:
         average: Sequence[Tensor],
         max_grad_norm: float | None,
     ):
+        require_compiler(model.device)
         self.model, self.max_grad_norm = model, max_grad_norm
         self.names = [name for name, _ in model.named_parameters()]
         parameters = [parameter for _, parameter in model.named_parameters()]
@@ -87,6 +95,8 @@ class CompiledStep:
         torch._foreach_add_(self.steps, steps)
 
     def _step(self, coefficients: Tensor, context: Tensor, target: Tensor, *noise: Tensor) -> Tensor:
+        gradient: Tensor
+        loss: Tensor
         gradient, loss = grad_and_value(self._loss)(self.flat, context, target, *noise)
         if self.max_grad_norm is not None:
             gradient = gradient * (self.max_grad_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
@@ -106,6 +116,17 @@ class CompiledStep:
         parameters = {n: p.view(shape) for n, p, shape in zip(self.names, pieces, self.shapes, strict=True)}
         loss: Tensor = functional_call(self.model, (parameters, self.buffers), (context, target, *noise))
         return loss
+
+
+def require_compiler(device: torch.device) -> None:
+    """Check that code for the device can be compiled.
+
+    Raises:
+        ConfigError: on a CPU, when there is no C++ compiler.
+    """
+    name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and shutil.which(name) is None:
+        raise ConfigError(f"a compiled step needs a C++ compiler: {name} not found; install it or set CXX")
 
 
 def _with_own_code(method: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -40,7 +40,9 @@ class DatasetConfig(Config):
         buffer_path: folder or file of the recording.
         output_path: folder of the transitions; by default `buffer_path` with /sequence/ replaced by /inverse_dynamics/.
         format: format of the recording, when it should not be found from the files.
+        format_options: further options of the format's reader (docs/formats/).
         shape_meta: keys of the state and the action.
+        splits: "hashed" to split the episodes by ratio, "recorded" to take the split that the recording names.
         val_ratio: share of episodes for validation.
         test_ratio: share of episodes for the final test.
         gap: steps from state to next_state.
@@ -54,7 +56,9 @@ class DatasetConfig(Config):
     buffer_path: str = Field(min_length=1)
     output_path: str | None = None
     format: str | None = None
+    format_options: dict[str, Any] = Field(default_factory=dict)
     shape_meta: ShapeMeta | None = None
+    splits: Literal["hashed", "recorded"] = "hashed"
     val_ratio: Ratio = 0.1
     test_ratio: Ratio = 0.1
     gap: int = Field(default=1, ge=1)

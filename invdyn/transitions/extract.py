@@ -84,6 +84,7 @@ def create_dataset(
         format_name=config.format,
         state_keys=config.state_keys,
         action_key=config.shape_meta.action_key if config.shape_meta else None,
+        options=config.format_options,
     )
     sequences = reader.inspect()
     check_shapes(config, sequences)
@@ -94,6 +95,7 @@ def create_dataset(
         dataset_name=config.name,
         val_ratio=config.val_ratio,
         test_ratio=config.test_ratio,
+        recorded_splits=config.splits == "recorded",
         max_samples=max_samples,
         segment_bytes=int(config.part_size_mb * 2**20),
     )
@@ -277,7 +279,7 @@ def extract_segment(reader: SequenceReader, window: Window, output: Path, segmen
         if index == TRAIN:
             record["moments"] = Moments.of_transitions(rows.state, rows.action, rows.next_state).to_json()
     record["sources"] = [
-        {"name": file.name, "size": file.size, "xxh3_128": hash_file(file.path)}
+        {"name": file.name, "size": file.size, "xxh3_128": hash_files(reader.source_paths(file))}
         for file in (segment.sequences.files[i] for i in segment.hash_files)
     ]
     write_json(output / PROGRESS_FOLDER / f"segment-{segment.index:05d}.json", record)
@@ -292,12 +294,13 @@ def hash_rows(rows: Transitions) -> str:
     return digest.hexdigest()
 
 
-def hash_file(path: str | Path) -> str:
-    """Return the XXH3-128 of a file's bytes."""
+def hash_files(paths: Iterable[str]) -> str:
+    """Return the XXH3-128 of the bytes of files, one after another."""
     digest = xxhash.xxh3_128()
-    with Path(path).open("rb") as file:
-        while block := file.read(HASH_CHUNK_BYTES):
-            digest.update(block)
+    for path in paths:
+        with Path(path).open("rb") as file:
+            while block := file.read(HASH_CHUNK_BYTES):
+                digest.update(block)
     return digest.hexdigest()
 
 
@@ -332,6 +335,8 @@ def make_manifest(
         "config": extraction_config(config),
         "max_samples": max_samples,
         "recording": plan.sequences.attributes,
+        "warnings": list(plan.sequences.warnings),
+        "skipped_files": plan.sequences.skipped,
         "sources": [source for record in records for source in record["sources"]],
         "statistics": moments.to_json(),
     }

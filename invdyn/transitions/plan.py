@@ -14,6 +14,7 @@ from invdyn.transitions.windows import Window
 
 SPLITS = ("train", "val", "test")
 TRAIN, VAL, TEST = range(len(SPLITS))
+NO_SPLIT = -1
 
 PerEpisode = Int[np.ndarray, "episodes"]
 
@@ -76,6 +77,7 @@ def make_plan(
     dataset_name: str,
     val_ratio: float,
     test_ratio: float,
+    recorded_splits: bool = False,
     max_samples: int | None = None,
     segment_bytes: int = 64 * 2**20,
 ) -> ExtractionPlan:
@@ -87,20 +89,26 @@ def make_plan(
         dataset_name: goes into the hash that ranks the episodes.
         val_ratio: share of episodes for validation.
         test_ratio: share of episodes for the test.
+        recorded_splits: take the split that the recording names for each episode; episodes without one are left out.
         max_samples: rows wanted in all; shared out in proportion to each split's rows, taken from its first episodes.
         segment_bytes: size of the recording's slice that one task extracts.
 
     Raises:
         DataError: when there are too few episodes for the splits, or no rows for one of them.
     """
-    split = split_episodes(sequences, dataset_name, val_ratio, test_ratio)
     available = window.num_rows(sequences.num_states, sequences.num_actions)
-    drops = window.count_drops(sequences.num_states, sequences.num_actions)
+    drops = sequences.drops | window.count_drops(sequences.num_states, sequences.num_actions)
     if available.sum() == 0:
         raise DataError(
             f"no transitions left: gap {window.gap}, horizon {window.horizon} and history {window.history} need longer "
             f"episodes; the longest of {sequences.num_episodes} has {sequences.num_states.max()} states"
         )
+    if recorded_splits:
+        split = given_splits(sequences)
+        drops["no_recorded_split"] = int(available[split == NO_SPLIT].sum())
+        available = np.where(split == NO_SPLIT, 0, available)
+    else:
+        split = split_episodes(sequences, dataset_name, val_ratio, test_ratio, available)
     row_limit = limit_rows(available, split, max_samples)
     drops["max_samples"] = int(available.sum() - row_limit.sum())
     for index, name in enumerate(SPLITS):
@@ -113,10 +121,35 @@ def make_plan(
     return ExtractionPlan(sequences, window, segments, split, row_limit, drops)
 
 
-def split_episodes(sequences: SequencePlan, dataset_name: str, val_ratio: float, test_ratio: float) -> PerEpisode:
+def given_splits(sequences: SequencePlan) -> PerEpisode:
+    """Return the split that the recording names for each episode, `NO_SPLIT` where it names none.
+
+    Raises:
+        DataError: when it names no episode for training.
+    """
+    given = sequences.given_split
+    if given is None or not (given == TRAIN).any():
+        named = "none" if given is None else ", ".join(SPLITS[i] for i in np.unique(given[given >= 0])) or "none"
+        raise DataError(
+            f"splits: recorded needs a recording that names its train episodes; it names {named}; use splits: hashed"
+        )
+    return given.astype(np.int64)
+
+
+def split_episodes(
+    sequences: SequencePlan, dataset_name: str, val_ratio: float, test_ratio: float, rows: PerEpisode | None = None
+) -> PerEpisode:
     """Assign episodes to splits by the rank of a stable hash: the same on any machine, in any file order.
 
-    Validation and test each get their share of the episodes, rounded, at least one where the ratio is above 0.
+    Validation and test each get their share of the episodes, rounded, at least one where the ratio is above 0. Pieces of
+    one recorded episode stay together, and episodes that give no row do not count.
+
+    Args:
+        sequences: the recording.
+        dataset_name: goes into the hash.
+        val_ratio: share for validation.
+        test_ratio: share for the test.
+        rows: (episodes,) rows that each episode gives; all count when None.
 
     Returns:
         (episodes,) index into `SPLITS`.
@@ -124,20 +157,25 @@ def split_episodes(sequences: SequencePlan, dataset_name: str, val_ratio: float,
     Raises:
         DataError: when no episode would be left for training.
     """
-    total = sequences.num_episodes
+    counted = range(sequences.num_episodes) if rows is None else np.flatnonzero(rows).tolist()
+    names = [sequences.episode_id(episode) for episode in counted]
+    unique = dict.fromkeys(names)
+    total = len(unique)
     num_val, num_test = (max(1, round(ratio * total)) if ratio > 0 else 0 for ratio in (val_ratio, test_ratio))
     if num_val + num_test >= total:
         raise DataError(
             f"each split needs an episode of its own: {total} episodes cannot give {num_val} to val, {num_test} to "
             "test and one to train; record more, or set val_ratio or test_ratio to 0"
         )
-    names = (f"{dataset_name}/{sequences.episode_id(i)}".encode() for i in range(total))
-    keys = np.array([int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") for name in names], np.uint64)
-    ranked = np.argsort(keys, kind="stable")
-    split = np.full(total, TRAIN, dtype=np.int64)
-    split[ranked[:num_val]] = VAL
-    split[ranked[num_val : num_val + num_test]] = TEST
+    ranked = sorted(unique, key=lambda name: (_hash(f"{dataset_name}/{name}"), name))
+    split_of = dict.fromkeys(ranked[:num_val], VAL) | dict.fromkeys(ranked[num_val : num_val + num_test], TEST)
+    split = np.full(sequences.num_episodes, TRAIN, dtype=np.int64)
+    split[list(counted)] = [split_of.get(name, TRAIN) for name in names]
     return split
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=8).digest()
 
 
 def limit_rows(available: PerEpisode, split: PerEpisode, max_samples: int | None) -> PerEpisode:

@@ -122,7 +122,7 @@ def test_a_planted_delay_is_the_lag(delay):
     lag = measure_lag(rows, 2)
     assert lag.steps == delay
     assert lag.best.tolist() == [delay, delay]
-    findings = check_lag(lag, Window(), NAMES, measure_identifiability(rows, Window(), 2).grid)
+    findings = check_lag(lag, Window(), NAMES, measure_identifiability(rows, Window(), 2).advised[0])
     if delay == 0:
         assert findings == []
     else:
@@ -137,9 +137,9 @@ def test_actions_recorded_a_row_late_have_a_negative_lag():
     found = sample(states, late)
     lag = measure_lag(rows_around(found, Window()), 2)
     assert lag.steps == -2
-    (finding,) = check_lag(lag, Window(), NAMES, {})
+    (finding,) = check_lag(lag, Window(), NAMES)
     assert finding.fix.startswith("history: 2")
-    (finding,) = check_lag(lag, Window(1, 1, 2), NAMES, {})
+    (finding,) = check_lag(lag, Window(1, 1, 2), NAMES)
     assert finding.fix == ""
 
 

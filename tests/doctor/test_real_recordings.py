@@ -52,7 +52,7 @@ def test_g1_reaches_its_command_four_to_five_frames_later():
     assert diagnosis.lag.steps in (4, 5)
     lag = finding(diagnosis, "lag")
     assert "between +4 and" in lag.evidence
-    assert lag.fix.startswith("gap: 5")
+    assert int(lag.fix.split()[1].rstrip(",")) >= 5
     better = finding(diagnosis, "identifiability").figures
     assert min(row["unexplained"] for row in better["grid"]) < 0.5 * better["unexplained"]
 

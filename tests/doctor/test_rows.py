@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from invdyn.doctor.findings import ERROR, INFO, WARNING
-from invdyn.doctor.rows import check_duplicates, check_jumps, check_stale, hash_rows, repeated
+from invdyn.doctor.rows import check_duplicates, check_jumps, check_stale, hash_rows, neighbour_steps, repeated
 from tests.doctor.recordings import NAMES, record, sample
 
 FIXED_SIZE = 60
@@ -40,6 +40,12 @@ def test_an_end_without_a_reset_is_found_across_the_cut():
     (found,) = check_stale(sample(pieces, np.split(actions[0], [20, 40])))
     assert (found.figures["inside"], found.figures["at_ends"]) == (0, 2)
     assert where(found) == [(0, 20), (1, 20)]
+
+
+def test_one_dimension_at_rest_is_not_stale():
+    states, actions = record()
+    states[2][:, 1] = 3.0
+    assert check_stale(sample(states, actions)) == []
 
 
 def test_almost_equal_states_are_not_stale():
@@ -130,6 +136,21 @@ def test_drop_jumps_separates_jumps_from_steps():
         assert found.figures["largest_other"] < multiple < min(found.figures["multiples"])
     else:
         assert multiple == pytest.approx(min(found.figures["multiples"]), rel=0.05)
+
+
+def test_beside_a_boundary_a_spike_stays_a_spike():
+    states, actions = record()
+    states[11][30:, 1] += 9.0
+    others, acted = record(1, 30, seed=5, spread=20.0)
+    states[20][30:], actions[20][30:] = others[0], acted[0]
+    found = {f.check: where(f) for f in check_jumps(sample(states, actions), NAMES)}
+    assert found == {"jumps": [(20, 29)], "spikes": [(11, 29)]}
+
+
+def test_neighbours_are_of_the_same_episode():
+    moved = np.array([[1.0], [2.0], [9.0], [3.0], [1.0]])
+    around = neighbour_steps(moved, np.array([0, 0, 1, 1, 1]))
+    assert around[:, 0].tolist() == [2.0, 1.0, 3.0, 9.0, 9.0]
 
 
 def test_an_impact_is_no_boundary():

@@ -115,7 +115,7 @@ def test_diverged_exits_with_1(
 def test_stopped_then_resumed_equals_an_uninterrupted_run(
     main: RunHere, repository: Path, recorded: Path, tmp_path: Path, stop: signal.Signals
 ) -> None:
-    recipe = ["--num_epochs", 150]
+    recipe = ["--num_epochs", 80]
     process = start(repository, *flags(recorded, tmp_path / "run"), *recipe)
     wait_for_checkpoint(tmp_path / "run", process)
     process.send_signal(stop)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from invdyn.errors import ConfigError, DataError
 from invdyn.statistics import transition_features
 from invdyn.transitions.dataset_config import DatasetConfig
-from invdyn.transitions.extract import create_dataset, hash_file, read_transitions
+from invdyn.transitions.extract import create_dataset, hash_files, read_transitions
 from invdyn.transitions.plan import SPLITS, limit_rows
 from invdyn.transitions.store import COLUMNS, TransitionStore
 from invdyn.transitions.windows import Window
@@ -172,7 +172,7 @@ def test_manifest_describes_the_sources(tmp_path: Path) -> None:
     store = create(config_of(tmp_path))
     shards = sorted(folder.iterdir())
     assert store.manifest["sources"] == [
-        {"name": shard.name, "size": shard.stat().st_size, "xxh3_128": hash_file(shard)} for shard in shards
+        {"name": shard.name, "size": shard.stat().st_size, "xxh3_128": hash_files([str(shard)])} for shard in shards
     ]
     assert store.manifest["row"]["state_dim"] == 3
     assert str(tmp_path) not in json.dumps(store.manifest)  # the same dataset in another folder is the same

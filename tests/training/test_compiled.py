@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jaxtyping
+import pytest
+import torch
+from torch import Tensor
+
+from invdyn.errors import ConfigError
+from invdyn.models.base import InverseDynamics
+from invdyn.models.registry import build_model
+from invdyn.training.checkpoint import load_model, save_checkpoint
+from invdyn.training.compiled import CompiledStep, require_compiler
+from invdyn.training.loop import Trainer
+from invdyn.training.run_config import RunConfig
+from invdyn.transitions.store import TransitionStore
+from tests.training.runs import CPU, FLOW, assert_same_values, run_config
+
+CPU_DEVICE = torch.device("cpu")
+BATCH, STEPS = 16, 20
+TOLERANCE = 1e-6
+MLP = {**FLOW, "down_dims": [8, 8]}
+UNET = {**MLP, "network": "unet", "prediction": "velocity", "down_dims": [4]}
+WIDER = {**MLP, "down_dims": [6, 10]}
+PLAIN = {"ema_decay": None, "schedule": "constant", "warmup_fraction": 0.0}
+EVERYTHING = {"ema_decay": 0.99, "weight_decay": 0.1, "max_grad_norm": 0.05}
+
+
+def has_compiler() -> bool:
+    try:
+        require_compiler(CPU_DEVICE)
+    except ConfigError:
+        return False
+    return True
+
+
+compiles = pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler")
+
+
+@pytest.fixture(autouse=True)
+def _without_shape_checks() -> Iterator[None]:
+    """The shape checks of the test session would break the graph; graphs are dropped for the tests of other modules."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+    torch._dynamo.reset()
+
+
+def make_trainer(config: RunConfig, store: TransitionStore, *, compiled: bool) -> Trainer:
+    torch.manual_seed(config.training.seed)
+    model = build_model(config.model, store.state_dim, store.action_dim)
+    model.fit_normalization(store.moments)
+    return Trainer(model, config.training, 3 * STEPS, CPU, compiled)
+
+
+def chunk(
+    model: InverseDynamics, store: TransitionStore, first: int = 0
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return rows and noise of STEPS batches from the number `first` on."""
+    columns = store.load("train", columns=("state", "action", "next_state"))
+    rows = {name: torch.from_numpy(values[first * BATCH :][: STEPS * BATCH]) for name, values in columns.items()}
+    encoded = model.encode(rows["state"], rows["action"], rows["next_state"])
+    noise = model.draw_noise(STEPS * BATCH, torch.Generator().manual_seed(first))
+    batched = [tuple(t.unflatten(0, (STEPS, BATCH)) for t in tensors) for tensors in (encoded, noise)]
+    return batched[0], batched[1]
+
+
+def train(trainer: Trainer, store: TransitionStore, first: int = 0) -> Tensor:
+    return trainer.train_chunk(*chunk(trainer.model, store, first))
+
+
+def vectors(trainer: Trainer) -> dict[str, Tensor]:
+    """Return all that a step changes, as flat vectors."""
+    states = [trainer.optimizer.state[parameter] for parameter in trainer.model.parameters()]
+    return {
+        "weights": torch.cat([p.detach().flatten() for p in trainer.model.parameters()]),
+        "average": torch.cat([p.detach().flatten() for p in trainer.average.parameters()]),
+        "exp_avg": torch.cat([state["exp_avg"].flatten() for state in states]),
+        "exp_avg_sq": torch.cat([state["exp_avg_sq"].flatten() for state in states]),
+        "step": torch.stack([state["step"] for state in states]),
+    }
+
+
+def assert_close(found: Trainer, expected: Trainer) -> None:
+    ours, theirs = vectors(found), vectors(expected)
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], atol=TOLERANCE, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+    assert (found.step, found.optimizer.param_groups[0]["lr"]) == (
+        expected.step,
+        expected.optimizer.param_groups[0]["lr"],
+    )
+
+
+@compiles
+@pytest.mark.parametrize(
+    ("model", "recipe"), [(MLP, EVERYTHING), (MLP, PLAIN), (UNET, EVERYTHING)], ids=["mlp", "plain Adam", "unet"]
+)
+def test_it_equals_the_eager_step(
+    store: TransitionStore, tmp_path: Path, model: dict[str, Any], recipe: dict[str, Any]
+) -> None:
+    config = run_config(store, tmp_path, model, batch_size=BATCH, **recipe)
+    eager, compiled = (make_trainer(config, store, compiled=flag) for flag in (False, True))
+    start = [parameter.detach().clone() for parameter in eager.model.parameters()]
+    losses = train(eager, store)
+    torch.testing.assert_close(train(compiled, store), losses, atol=TOLERANCE, rtol=TOLERANCE)
+    assert_close(compiled, eager)
+    moved = [(p - old).abs().max().item() for p, old in zip(eager.model.parameters(), start, strict=True)]
+    assert max(moved) > 1000 * TOLERANCE
+
+
+@compiles
+def test_checkpoints_of_compiled_and_eager_training_are_interchangeable(store: TransitionStore, tmp_path: Path) -> None:
+    config = run_config(store, tmp_path, MLP, batch_size=BATCH, **EVERYTHING)
+    whole = make_trainer(config, store, compiled=False)
+    train(whole, store)
+    train(whole, store, STEPS)
+    for first, second in ((True, False), (False, True), (True, True)):
+        run = config.replace(run_dir=str(tmp_path / f"{first}-{second}"))
+        before = make_trainer(run, store, compiled=first)
+        train(before, store)
+        folder = save_checkpoint(run.run_dir, run, before.step, before.average.state_dict(), before.state(1), {})
+        after = make_trainer(run, store, compiled=second)
+        assert after.restore(run) == 1
+        assert_same_values(after.state(1)["weights"], before.state(1)["weights"])
+        train(after, store, STEPS)
+        assert_close(after, whole)
+        saved, average = load_model(folder).state_dict(), before.average.state_dict()
+        assert_same_values(dict(saved), dict(average))
+
+
+@compiles
+def test_two_models_in_one_process_do_not_share_a_graph(store: TransitionStore, tmp_path: Path) -> None:
+    """Guards are left out: the same shapes with another clipping, and other shapes, would be taken for the first."""
+    recipes = [(MLP, EVERYTHING), (MLP, {**EVERYTHING, "max_grad_norm": 10.0}), (WIDER, EVERYTHING)]
+    configs = [run_config(store, tmp_path, model, batch_size=BATCH, **recipe) for model, recipe in recipes]
+    compiled = [make_trainer(config, store, compiled=True) for config in configs]
+    for _ in range(2):
+        for trainer in compiled:
+            train(trainer, store)
+    for trainer, config in zip(compiled, configs, strict=True):
+        eager = make_trainer(config, store, compiled=False)
+        train(eager, store)
+        train(eager, store)
+        assert_close(trainer, eager)
+
+
+def test_coefficients_are_the_bias_corrections_of_adamw() -> None:
+    """One weight and a constant gradient: a step of AdamW is then a known function of the coefficients."""
+    beta_1, beta_2, rate, gradient = 0.9, 0.999, 0.01, 0.3
+    weight = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+    optimizer = torch.optim.AdamW([weight], lr=rate, betas=(beta_1, beta_2), eps=0.0, weight_decay=0.0)
+    step = object.__new__(CompiledStep)
+    step.group, step.flat = optimizer.param_groups[0], torch.zeros(1)
+    step.steps = [torch.tensor(0.0)]
+    coefficients = step.coefficients([rate] * 5, [0.5] * 5).double()
+    step.advance(5)
+    torch.testing.assert_close(step.coefficients([rate], [0.5])[0, 1].item(), 1 - beta_1**6)
+    first, second = 0.0, 0.0
+    for learning_rate, correction_1, sqrt_correction_2, decay in coefficients:
+        before = weight.item()
+        weight.grad = torch.full_like(weight, gradient)
+        optimizer.step()
+        first, second = beta_1 * first + (1 - beta_1) * gradient, beta_2 * second + (1 - beta_2) * gradient**2
+        moved = learning_rate / correction_1 * first / (second**0.5 / sqrt_correction_2)
+        assert before - weight.item() == pytest.approx(moved.item(), rel=1e-5)
+        assert decay == 0.5
+
+
+@compiles
+def test_weights_and_optimizer_stay_views_of_one_vector(store: TransitionStore, tmp_path: Path) -> None:
+    """Without views, checkpoints would hold what the weights were before the first compiled step."""
+    trainer = make_trainer(run_config(store, tmp_path, MLP, batch_size=BATCH), store, compiled=True)
+    before = copy.deepcopy(trainer.model.state_dict())
+    train(trainer, store)
+    graph = trainer.one_graph
+    assert graph is not None
+    torch.testing.assert_close(vectors(trainer)["weights"], graph.flat, atol=0, rtol=0)
+    torch.testing.assert_close(vectors(trainer)["exp_avg"], graph.exp_avg, atol=0, rtol=0)
+    changed = [name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])]
+    assert changed == [name for name, _ in trainer.model.named_parameters()]
+
+
+def test_without_a_compiler(store: TransitionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
+    trainer = make_trainer(run_config(store, tmp_path, MLP, batch_size=BATCH), store, compiled=True)
+    with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler: .*no-such-compiler not found; install it"):
+        train(trainer, store)
