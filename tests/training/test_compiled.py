@@ -25,7 +25,6 @@ BATCH, STEPS = 16, 20
 TOLERANCE = 1e-6
 MLP = {**FLOW, "down_dims": [8, 8]}
 UNET = {**MLP, "network": "unet", "prediction": "velocity", "down_dims": [4]}
-WIDER = {**MLP, "down_dims": [6, 10]}
 PLAIN = {"ema_decay": None, "schedule": "constant", "warmup_fraction": 0.0}
 EVERYTHING = {"ema_decay": 0.99, "weight_decay": 0.1, "max_grad_norm": 0.05}
 
@@ -97,7 +96,9 @@ def assert_close(found: Trainer, expected: Trainer) -> None:
 
 @compiles
 @pytest.mark.parametrize(
-    ("model", "recipe"), [(MLP, EVERYTHING), (MLP, PLAIN), (UNET, EVERYTHING)], ids=["mlp", "plain Adam", "unet"]
+    ("model", "recipe"),
+    [(MLP, EVERYTHING), (MLP, PLAIN), pytest.param(UNET, EVERYTHING, marks=pytest.mark.slow)],
+    ids=["mlp", "plain Adam", "unet"],
 )
 def test_it_equals_the_eager_step(
     store: TransitionStore, tmp_path: Path, model: dict[str, Any], recipe: dict[str, Any]
@@ -132,11 +133,25 @@ def test_checkpoints_of_compiled_and_eager_training_are_interchangeable(store: T
         assert_same_values(dict(saved), dict(average))
 
 
+OTHERS = {
+    "other recipe": [(MLP, EVERYTHING), (MLP, PLAIN)],
+    "other constants and shapes": [
+        (MLP, EVERYTHING),
+        (MLP, {**EVERYTHING, "max_grad_norm": 10.0}),
+        ({**MLP, "down_dims": [6, 10]}, EVERYTHING),
+    ],
+}
+
+
 @compiles
-def test_two_models_in_one_process_do_not_share_a_graph(store: TransitionStore, tmp_path: Path) -> None:
-    """Guards are left out: the same shapes with another clipping, and other shapes, would be taken for the first."""
-    recipes = [(MLP, EVERYTHING), (MLP, {**EVERYTHING, "max_grad_norm": 10.0}), (WIDER, EVERYTHING)]
-    configs = [run_config(store, tmp_path, model, batch_size=BATCH, **recipe) for model, recipe in recipes]
+@pytest.mark.parametrize(
+    "runs", [OTHERS["other recipe"], pytest.param(OTHERS["other constants and shapes"], marks=pytest.mark.slow)]
+)
+def test_models_in_one_process_do_not_share_a_graph(
+    store: TransitionStore, tmp_path: Path, runs: list[tuple[dict[str, Any], dict[str, Any]]]
+) -> None:
+    """Guards are left out: without care, the second model would be trained by the graph of the first."""
+    configs = [run_config(store, tmp_path, model, batch_size=BATCH, **recipe) for model, recipe in runs]
     compiled = [make_trainer(config, store, compiled=True) for config in configs]
     for _ in range(2):
         for trainer in compiled:

@@ -155,12 +155,35 @@ def test_no_transitions_left() -> None:
         plan_of(recording([3, 2, 3, 3, 1]), Window(gap=9))
 
 
+def test_episodes_without_rows_do_not_count_in_the_split() -> None:
+    lengths = [2, 9] * 6  # with this gap every other episode gives no row
+    plan = plan_of(recording(lengths), Window(gap=5))
+    used = plan.split[plan.row_limit > 0]
+    assert [(used == index).sum() for index in (TRAIN, VAL, TEST)] == [4, 1, 1]
+
+
+def test_pieces_of_an_episode_stay_in_one_split() -> None:
+    whole = recording([3] * 40, per_file=40)
+    pieces = replace(whole, episode_index=np.arange(40) // 4)
+    split = split_episodes(pieces, "d", 0.3, 0.3)
+    assert all(len(set(split[i : i + 4])) == 1 for i in range(0, 40, 4))
+    assert [(split[::4] == index).sum() for index in (TRAIN, VAL, TEST)] == [4, 3, 3]
+
+
+def test_recorded_splits_are_taken_and_the_rest_is_counted() -> None:
+    given = np.array([TRAIN, VAL, -1, TRAIN, TEST, -1])
+    sequences = replace(recording([3, 4, 5, 6, 7, 8]), given_split=given)
+    plan = plan_of(sequences, recorded_splits=True)
+    assert [plan.split_rows(index) for index in (TRAIN, VAL, TEST)] == [3 + 6, 4, 7]
+    assert plan.drops["no_recorded_split"] == 5 + 8
+    with pytest.raises(DataError, match=r"names its train episodes; it names none; use splits: hashed"):
+        plan_of(recording([3] * 6), recorded_splits=True)
+    with pytest.raises(DataError, match=r"it names val"):
+        plan_of(replace(sequences, given_split=np.full(6, VAL)), recorded_splits=True)
+
+
 def test_no_transitions_left_for_one_split() -> None:
     sequences = recording([2] * 12)
-    split = split_episodes(sequences, "d", 0.1, 0.1)
-    lengths = np.where(split == VAL, 2, 9)
-    with pytest.raises(DataError, match=r"no transitions left for the val split: .*or set val_ratio to 0"):
-        plan_of(recording(lengths.tolist()), Window(gap=5))
     with pytest.raises(DataError, match=r"no transitions left for the (val|test) split: .*raise --max_samples"):
         plan_of(sequences, max_samples=2)
     assert plan_of(sequences, max_samples=3).num_rows == 3
