@@ -11,6 +11,8 @@ from contextlib import ExitStack
 from common import add_common_arguments, connect, positive_int, run_command
 
 from invdyn.config import load_config
+from invdyn.doctor.examine import diagnose
+from invdyn.doctor.findings import summarize
 from invdyn.evaluation.plots import plot_distributions
 from invdyn.progress import Progress
 from invdyn.transitions.dataset_config import DatasetConfig
@@ -19,6 +21,7 @@ from invdyn.transitions.plan import SPLITS, ExtractionPlan
 from invdyn.transitions.store import TransitionStore
 
 SMOKE_SAMPLES = 1000
+DOCTOR_ROWS = 20_000
 DISTRIBUTIONS_PNG = "distributions.png"
 
 
@@ -32,6 +35,8 @@ def main() -> None:
     store = extract(config, max_samples, args)
     plot_distributions(store, store.path / DISTRIBUTIONS_PNG)
     print(summary(store))
+    findings = diagnose(config, max_rows=DOCTOR_ROWS).findings
+    print(f"{summarize(findings)}\nmore: python experiments/doctor.py --config {args.config}")
 
 
 def parse_arguments() -> argparse.Namespace:

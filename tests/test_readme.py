@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^\$ (python experiments/.*)$", README, flags=re.MULTILINE)
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-NOT_SHRUNK_BY_RAY = {"evaluate.py"}  # it uses no Ray and takes no --local
+RAYLESS = {"evaluate.py": ["--smoke"], "doctor.py": []}  # scripts without --local, and what shrinks them
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def run(code_or_script: list[str], folder: Path) -> subprocess.CompletedProcess[
 
 def test_every_command_of_the_pipeline_is_shown() -> None:
     shown = [shlex.split(command)[1].rpartition("/")[2] for command in COMMANDS]
-    assert shown == ["collect.py", "create_dataset.py", "train.py", "evaluate.py", "sweep.py"]
+    assert shown == ["collect.py", "create_dataset.py", "doctor.py", "train.py", "evaluate.py", "sweep.py"]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: shlex.split(command)[1].rpartition("/")[2])
@@ -44,8 +44,7 @@ def test_command_runs(command: str, workplace: Path) -> None:
     script, *flags = shlex.split(command)[1:]
     if "--num_epochs" in flags:
         flags[flags.index("--num_epochs") + 1] = "2"
-    local = [] if Path(script).name in NOT_SHRUNK_BY_RAY else ["--local"]
-    done = run([script, *flags, "--smoke", *local], workplace)
+    done = run([script, *flags, *RAYLESS.get(Path(script).name, ["--smoke", "--local"])], workplace)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 

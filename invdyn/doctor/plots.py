@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from invdyn.doctor.examine import Diagnosis
 from invdyn.doctor.identifiability import Identifiability
 from invdyn.doctor.lag import UNKNOWN, Lag
-from invdyn.evaluation.plots import COLORS, FAINT, INK, SPLIT_COLORS, _figure, _log_scale, _save
+from invdyn.evaluation.plots import COLORS, FAINT, INK, SPLIT_COLORS, log_scale, make_figure, save_figure
 
 MAX_BARS = 32
 AS_GOOD_AS_NOTHING = 1e-8
@@ -49,7 +49,7 @@ def draw_all(diagnosis: Diagnosis, folder: Path) -> list[tuple[Path, str]]:
 
 def plot_lag(lag: Lag, path: Path) -> None:
     """Draw the unexplained share against the shift."""
-    figure, (axes,) = _figure(1, width=5.2, height=3.4)
+    figure, (axes,) = make_figure(1, width=5.2, height=3.4)
     shares = np.maximum(lag.unexplained, AS_GOOD_AS_NOTHING)
     shown = np.flatnonzero(np.isfinite(shares).all(axis=0))[:MAX_BARS]
     for dim in shown:
@@ -63,9 +63,9 @@ def plot_lag(lag: Lag, path: Path) -> None:
     axes.set_xticks(lag.shifts, [f"{shift:+d}" if shift else "0" for shift in lag.shifts])
     axes.set_xlabel("step that the action is explained by" + (f" ({beyond} dimensions: beyond)" if beyond else ""))
     axes.set_ylabel("unexplained share of the variance")
-    _log_scale(axes, [*curve, *shares[:, shown].ravel()])
+    log_scale(axes, [*curve, *shares[:, shown].ravel()])
     axes.legend(frameon=False, fontsize=7.5, ncols=2, loc="lower left", bbox_to_anchor=(-0.02, 1.0))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_grid(found: Identifiability, path: Path) -> None:
@@ -74,7 +74,7 @@ def plot_grid(found: Identifiability, path: Path) -> None:
     histories = sorted({history for _, history in found.grid})
     values = np.array([[found.grid[gap, history] for gap in gaps] for history in histories])
     logs = np.log10(np.maximum(values, 1e-16))
-    figure, (axes,) = _figure(1, width=max(4.2, 1.1 + 0.61 * len(gaps)), height=1.5 + 0.5 * len(histories))
+    figure, (axes,) = make_figure(1, width=max(4.2, 1.1 + 0.61 * len(gaps)), height=1.5 + 0.5 * len(histories))
     axes.grid(visible=False)
     axes.imshow(logs, cmap="Blues", aspect="auto")
     middle = logs.min() + LIGHT_TEXT_BELOW * (logs.max() - logs.min())
@@ -87,7 +87,7 @@ def plot_grid(found: Identifiability, path: Path) -> None:
     axes.set_yticks(range(len(histories)), [str(history) for history in histories])
     axes.set_xlabel("gap")
     axes.set_ylabel("history")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_unexplained(found: Identifiability, path: Path) -> None:
@@ -95,23 +95,23 @@ def plot_unexplained(found: Identifiability, path: Path) -> None:
     linear, neighbours = (np.maximum(values, AS_GOOD_AS_NOTHING) for values in (found.linear, found.neighbours))
     dims = np.flatnonzero(np.isfinite(linear))
     dims = dims[:MAX_BARS]
-    figure, (axes,) = _figure(1, width=max(4.2, 1.5 + 0.3 * len(dims)), height=3.2)
+    figure, (axes,) = make_figure(1, width=max(4.2, 1.5 + 0.3 * len(dims)), height=3.2)
     positions = np.arange(len(dims))
     axes.bar(positions - 0.2, linear[dims], 0.4, color=COLORS[0], label="linear inverse")
     axes.bar(positions + 0.2, neighbours[dims], 0.4, color=COLORS[1], label="with nearest neighbours")
     axes.set_xticks(positions, [str(dim) for dim in dims])
     axes.set_xlabel("action dimension" + _rest(int(np.isfinite(linear).sum()), len(dims)))
     axes.set_ylabel("unexplained share of the variance")
-    _log_scale(axes, [*linear[dims], *neighbours[dims]])
+    log_scale(axes, [*linear[dims], *neighbours[dims]])
     axes.legend(frameon=False, fontsize=7.5, ncols=2, loc="lower left", bbox_to_anchor=(-0.02, 1.0))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_steps(diagnosis: Diagnosis, path: Path) -> None:
     """Draw how large the steps are, jumps in another colour."""
     sizes = diagnosis.step_sizes
     moving = sizes[sizes > 0]
-    figure, (axes,) = _figure(1, width=5.2, height=3.2)
+    figure, (axes,) = make_figure(1, width=5.2, height=3.2)
     if len(moving):
         low = max(moving.min(), moving.max() * 1e-6)
         edges = np.geomspace(low * 0.98, moving.max() * 1.02, 61).tolist()
@@ -125,7 +125,7 @@ def plot_steps(diagnosis: Diagnosis, path: Path) -> None:
     axes.set_xlabel("step size (standard deviations)" + _zeros(len(sizes) - len(moving)))
     axes.set_ylabel("steps")
     axes.legend(frameon=False, fontsize=7.5, ncols=2, loc="lower left", bbox_to_anchor=(-0.02, 1.0))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_shifts(diagnosis: Diagnosis, path: Path) -> None:
@@ -133,7 +133,7 @@ def plot_shifts(diagnosis: Diagnosis, path: Path) -> None:
     columns = (*diagnosis.names.state, *diagnosis.names.action)
     largest = np.max([shift.ks for shift in diagnosis.shifts], axis=0)
     dims = np.sort(np.argsort(-largest, kind="stable")[:MAX_BARS])
-    figure, (axes,) = _figure(1, width=max(4.2, 1.5 + 0.34 * len(dims)), height=3.6)
+    figure, (axes,) = make_figure(1, width=max(4.2, 1.5 + 0.34 * len(dims)), height=3.6)
     width = 0.8 / len(diagnosis.shifts)
     for index, shift in enumerate(diagnosis.shifts):
         offset = (index - (len(diagnosis.shifts) - 1) / 2) * width
@@ -144,14 +144,14 @@ def plot_shifts(diagnosis: Diagnosis, path: Path) -> None:
     axes.set_ylim(0, min(1.0, max(0.2, 1.1 * float(largest.max()))))
     axes.set_xlabel(_rest(len(columns), len(dims)).strip())
     axes.legend(frameon=False, fontsize=7.5, ncols=2, loc="lower left", bbox_to_anchor=(-0.02, 1.0))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_bounds(diagnosis: Diagnosis, path: Path) -> None:
     """Draw the share of rows at each bound of each action dimension."""
     shares = diagnosis.at_bounds
     dims = np.flatnonzero(shares.sum(axis=0) < 2.0)[:MAX_BARS]  # both bounds in all rows: a constant
-    figure, (axes,) = _figure(1, width=max(4.2, 1.5 + 0.3 * len(dims)), height=3.2)
+    figure, (axes,) = make_figure(1, width=max(4.2, 1.5 + 0.3 * len(dims)), height=3.2)
     axes.bar(range(len(dims)), shares[0, dims], 0.7, color=COLORS[0], label="lowest")
     axes.bar(range(len(dims)), shares[1, dims], 0.7, bottom=shares[0, dims], color=COLORS[1], label="highest")
     axes.set_xticks(range(len(dims)), [str(dim) for dim in dims])
@@ -159,7 +159,7 @@ def plot_bounds(diagnosis: Diagnosis, path: Path) -> None:
     axes.set_ylabel("share of the rows")
     axes.set_ylim(0, max(0.05, 1.1 * float(shares[:, dims].sum(axis=0).max(initial=0.0))))
     axes.legend(frameon=False, fontsize=7.5, ncols=2, loc="lower left", bbox_to_anchor=(-0.02, 1.0))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _frame(column: int, row: int) -> Rectangle:

@@ -37,7 +37,7 @@ def plot_error_per_dim(evaluation: Evaluation, path: Path) -> None:
     results = [evaluation.best_of(model) for model in evaluation.models]
     total = len(results[0].one_sample.nrmse_per_dim)
     shown = min(total, MAX_BAR_DIMS)
-    figure, (axes,) = _figure(1, width=max(4.8, 1.5 + 0.5 * shown), height=3.4)
+    figure, (axes,) = make_figure(1, width=max(4.8, 1.5 + 0.5 * shown), height=3.4)
     width = 0.8 / len(results)
     for index, (result, color) in enumerate(zip(results, _colors(len(results)), strict=True)):
         offset = (index - (len(results) - 1) / 2) * width
@@ -48,9 +48,9 @@ def plot_error_per_dim(evaluation: Evaluation, path: Path) -> None:
     axes.set_ylabel("RMSE / std of the action")
     values = [value for result in results for value in result.one_sample.nrmse_per_dim[:shown]]
     if np.nanmax(values) > LOG_BARS_RATIO * np.nanmin(values):
-        _log_scale(axes, values)
+        log_scale(axes, values)
     axes.legend(**_LEGEND_ABOVE, ncols=min(3, len(results)))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_predicted_against_true(evaluation: Evaluation, path: Path) -> None:
@@ -58,7 +58,7 @@ def plot_predicted_against_true(evaluation: Evaluation, path: Path) -> None:
     result = evaluation.best_of(evaluation.subject)
     total = evaluation.truth.shape[1]
     shown = min(total, MAX_SCATTER_DIMS)
-    figure, grid = _figure(shown, width=3.6 * min(shown, 3), height=3.5 * -(-shown // 3), columns=3)
+    figure, grid = make_figure(shown, width=3.6 * min(shown, 3), height=3.5 * -(-shown // 3), columns=3)
     for dim, axes in enumerate(grid):
         true, predicted = evaluation.truth[:, dim], result.examples[:, dim]
         limits = _limits(np.concatenate([true, predicted]))
@@ -70,7 +70,7 @@ def plot_predicted_against_true(evaluation: Evaluation, path: Path) -> None:
         axes.set_xlabel(f"recorded action {dim} (recorded units)")
         axes.set_ylabel(f"predicted action {dim}")
     figure.suptitle(f"{result.label}, {len(evaluation.truth):,} rows" + _left_out(total, shown), fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_quality_against_steps(evaluation: Evaluation, path: Path) -> bool:
@@ -83,11 +83,11 @@ def plot_quality_against_steps(evaluation: Evaluation, path: Path) -> bool:
     if not flows:
         return False
     has_round_trip = evaluation.recorded.round_trip is not None
-    figure, grid = _figure(1 + has_round_trip, width=5.2 * (1 + has_round_trip), height=3.9)
+    figure, grid = make_figure(1 + has_round_trip, width=5.2 * (1 + has_round_trip), height=3.9)
     _draw_curves(grid[0], evaluation, flows, round_trip=False)
     if has_round_trip:
         _draw_curves(grid[1], evaluation, flows, round_trip=True)
-    _save(figure, path)
+    save_figure(figure, path)
     return True
 
 
@@ -99,7 +99,7 @@ def plot_quality_against_cost(curves: Mapping[str, Float[np.ndarray, "points 3"]
             `len(COLORS)` are named, the rest drawn faintly.
         path: PNG to write.
     """
-    figure, (axes,) = _figure(1, width=7.2, height=5.2)
+    figure, (axes,) = make_figure(1, width=7.2, height=5.2)
     for index, (name, points) in reversed(list(enumerate(curves.items()))):
         named = index < len(COLORS)
         color = COLORS[index] if named else FAINT
@@ -111,12 +111,12 @@ def plot_quality_against_cost(curves: Mapping[str, Float[np.ndarray, "points 3"]
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    _log_scale(axes, [value for points in curves.values() for value in points[:, 1]])
+    log_scale(axes, [value for points in curves.values() for value in points[:, 1]])
     axes.set_xlabel("time per action at batch 1,000 (microseconds); numbers: solver steps of the best network")
     axes.set_ylabel("validation RMSE / std(action), one sample")
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], labels[::-1], **_LEGEND_ABOVE)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_training_curve(metrics_csv: Path, path: Path) -> bool:
@@ -132,15 +132,15 @@ def plot_training_curve(metrics_csv: Path, path: Path) -> bool:
     curves = {name: _curve(rows, name) for name in ("train_loss", "val_loss")}
     if not any(len(curve) for curve in curves.values()):
         return False
-    figure, (axes,) = _figure(1, width=6.0, height=3.4)
+    figure, (axes,) = make_figure(1, width=6.0, height=3.4)
     for (name, curve), color in zip(curves.items(), COLORS, strict=False):
         if len(curve):
             axes.plot(*curve.T, color=color, linewidth=1.5, label=name.replace("_", " "), marker=_few(curve))
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (normalised units)")
-    _log_scale(axes, [value for curve in curves.values() for value in curve[:, 1]])
+    log_scale(axes, [value for curve in curves.values() for value in curve[:, 1]])
     axes.legend(**_LEGEND_ABOVE, ncols=2)
-    _save(figure, path)
+    save_figure(figure, path)
     return True
 
 
@@ -156,7 +156,7 @@ def plot_distributions(store: TransitionStore, path: str | Path) -> None:
     shown = [*range(state_shown), *range(store.state_dim, len(names))][:MAX_HISTOGRAM_DIMS]
     columns = min(HISTOGRAM_COLUMNS, len(shown)) if len(shown) != 5 else 5
     lines = -(-len(shown) // columns)
-    figure, grid = _figure(len(shown), width=2.3 * columns, height=2.0 * lines + 0.5, columns=columns)
+    figure, grid = make_figure(len(shown), width=2.3 * columns, height=2.0 * lines + 0.5, columns=columns)
     for axes, dim in zip(grid, shown, strict=True):
         _draw_histograms(axes, {split: values[:, dim] for split, values in rows.items()})
         axes.set_xlabel(f"{names[dim]} (recorded units)")
@@ -165,7 +165,7 @@ def plot_distributions(store: TransitionStore, path: str | Path) -> None:
     counts = ", ".join(f"{split} {store.num_rows(split):,}" for split in rows)
     figure.suptitle(f"rows: {counts}" + _left_out(len(names), len(shown)), fontsize=9)
     grid[0].legend(frameon=False, fontsize=7)
-    _save(figure, Path(path))
+    save_figure(figure, Path(path))
 
 
 def _draw_curves(axes: Axes, evaluation: Evaluation, flows: Sequence[str], *, round_trip: bool) -> None:
@@ -200,7 +200,7 @@ def _draw_curves(axes: Axes, evaluation: Evaluation, flows: Sequence[str], *, ro
     axes.set_xscale("log")
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
-    _log_scale(axes, values)
+    log_scale(axes, values)
     axes.legend(**_LEGEND_ABOVE, ncols=2)
 
 
@@ -266,7 +266,7 @@ _LEGEND_ABOVE: dict[str, Any] = {
 }
 
 
-def _figure(count: int, *, width: float, height: float, columns: int | None = None) -> tuple[Figure, list[Axes]]:
+def make_figure(count: int, *, width: float, height: float, columns: int | None = None) -> tuple[Figure, list[Axes]]:
     """Return a figure (inches) with `count` plots, by default side by side."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     columns = min(columns or count, count)
@@ -282,7 +282,7 @@ def _figure(count: int, *, width: float, height: float, columns: int | None = No
     return figure, grid
 
 
-def _log_scale(axes: Axes, values: Iterable[float]) -> None:
+def log_scale(axes: Axes, values: Iterable[float]) -> None:
     """Make the y axis logarithmic with plain numbers, unless one of the drawn values is zero or negative."""
     finite = [float(value) for value in values if np.isfinite(value)]
     if not finite or min(finite) <= 0:
@@ -296,6 +296,7 @@ def _log_scale(axes: Axes, values: Iterable[float]) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, its folder made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, facecolor="white")

@@ -19,6 +19,7 @@ from invdyn.errors import ConfigError, DataError, InvdynError
 from invdyn.evaluation.quality import StepQuality, quality_by_steps
 from invdyn.models.base import InverseDynamics
 from invdyn.training.checkpoint import list_checkpoints
+from invdyn.training.distributed import cluster_resources
 from invdyn.training.loop import Metrics, Worker, train_loop
 from invdyn.training.run_config import CONFIG_FILE, RunConfig, resolve_device
 from invdyn.training.sweep_config import SWEEP_FILE, SweepConfig
@@ -140,7 +141,7 @@ def check_devices(devices: Iterable[str], *, local: bool) -> None:
         return
     import ray
 
-    _wants_gpu(set(devices), int(ray.cluster_resources().get("GPU", 0)))
+    _wants_gpu(set(devices), int(cluster_resources().get("GPU", 0)))
 
 
 def run_trial(trial: Trial, step_counts: tuple[int, ...] | None, on_metrics: Callable[[Metrics], None]) -> Metrics:
@@ -256,7 +257,7 @@ def _run_on_ray(
     # Tune's own handler would end `fit` as if the sweep were complete.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     resources = {"cpu": float(sweep.cpus_per_trial)}
-    if _wants_gpu({trial.run.device for trial in trials}, int(ray.cluster_resources().get("GPU", 0))):
+    if _wants_gpu({trial.run.device for trial in trials}, int(cluster_resources().get("GPU", 0))):
         resources["gpu"] = sweep.gpus_per_trial
 
     def trainable(chosen: dict[str, int]) -> None:

@@ -141,8 +141,8 @@ def split_episodes(
 ) -> PerEpisode:
     """Assign episodes to splits by the rank of a stable hash: the same on any machine, in any file order.
 
-    Validation and test each get their share of the episodes, rounded, at least one where the ratio is above 0. Pieces of
-    one recorded episode stay together, and episodes that give no row do not count.
+    Validation and test each get their share of the episodes, rounded, at least one where the ratio is above 0. Pieces
+    of one recorded episode stay together, and episodes that give no row do not count.
 
     Args:
         sequences: the recording.

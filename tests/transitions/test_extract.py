@@ -19,7 +19,7 @@ from invdyn.transitions.extract import create_dataset, hash_files, read_transiti
 from invdyn.transitions.plan import SPLITS, limit_rows
 from invdyn.transitions.store import COLUMNS, TransitionStore
 from invdyn.transitions.windows import Window
-from tests.sequences.recordings import Episode, make_episodes, write_recording, write_shard
+from tests.sequences.recordings import make_episodes, write_recording, write_shard
 from tests.transitions.datasets import LENGTHS, config_of, contents, record
 from tests.transitions.reference import reference_rows
 
