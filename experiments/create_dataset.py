@@ -69,6 +69,7 @@ def extract(config: DatasetConfig, max_samples: int | None, args: argparse.Names
             overwrite=args.overwrite,
             local=args.local,
             num_workers=args.num_workers,
+            on_scan=lambda: connect(args, uses_data=True),
             on_plan=start,
             on_rows=lambda rows: bars[0].update(rows),  # noqa: PLW0108 - there is no bar before the plan
         )
@@ -81,6 +82,10 @@ def summary(store: TransitionStore) -> str:
     row = ", ".join(f"{name} {value}" for name, value in store.manifest["row"].items() if value is not None)
     drops = ", ".join(f"{reason} {count:,}" for reason, count in store.manifest["drops"].items() if count)
     notes = [f"warning: {text}" for text in store.manifest["warnings"]]
+    constant = store.constant_dims
+    if constant is not None and (constant.state or constant.action):
+        named = {"state": [dim for dim, _ in constant.state], "action": [dim for dim, _ in constant.action]}
+        notes.append(f"constant dimensions left out: {named}; restored at prediction")
     notes += [f"skipped: {name}: {reason}" for name, reason in store.manifest["skipped_files"].items()]
     return "\n".join(
         [

@@ -6,6 +6,7 @@ python experiments/evaluate.py --checkpoint RUN_DIR
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from common import positive_int, run_command
@@ -47,8 +48,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--baselines", type=baseline_names, default=BASELINES, help="linear,mlp (default), one, or none"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the rows and the noise")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of the rows and the noise")
+    parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--output", help="folder of the report (default: RUN_DIR/evaluation)")
     parser.add_argument("--smoke", action="store_true", help="shrink the work to seconds on a CPU")
     return parser.parse_args()
@@ -174,6 +175,20 @@ def print_summary(evaluation: Evaluation, extra_warnings: list[str]) -> None:
 def step_counts(text: str) -> tuple[int, ...]:
     """Parse 1,2,4."""
     return tuple(positive_int(part.strip()) for part in text.split(","))
+
+
+def seed_number(text: str) -> int:
+    """Parse a whole number from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number, 0 or above, got {text!r}")
+    return int(text)
+
+
+def device_name(text: str) -> str:
+    """Parse auto, cpu, cuda or cuda:N."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda or cuda:N, got {text!r}")
+    return text
 
 
 def baseline_names(text: str) -> tuple[str, ...]:

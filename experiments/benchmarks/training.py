@@ -12,12 +12,12 @@ from problem import ROOT, pendulum, tensors
 from reference import BATCH_SIZE, ReferenceLoop
 
 from invdyn.models.registry import build_model, load_model_config
-from invdyn.training.batches import ResidentBatches, Share, load_rows
+from invdyn.training.batches import STEPS_PER_CHUNK, ResidentBatches, Share, load_rows
 from invdyn.training.loop import Trainer, Worker
 from invdyn.transitions.store import TransitionStore
 
 CHUNKS_PER_ROUND = 6
-STEPS_PER_ROUND = 64 * CHUNKS_PER_ROUND
+STEPS_PER_ROUND = STEPS_PER_CHUNK * CHUNKS_PER_ROUND
 
 
 def ours(store: TransitionStore, config_name: str, compiled: bool) -> tuple[Callable[[], object], int]:
@@ -35,9 +35,10 @@ def ours(store: TransitionStore, config_name: str, compiled: bool) -> tuple[Call
         nonlocal chunks
         for _ in range(CHUNKS_PER_ROUND):
             rows = next(chunks, None)
-            if rows is None or len(rows[0]) < 64:
+            if rows is None or len(rows[0]) < STEPS_PER_CHUNK:
                 chunks = batches.epoch(trainer.step)
                 rows = next(chunks)
+                assert len(rows[0]) == STEPS_PER_CHUNK, "a shorter epoch would be counted as a whole round"
             noise = model.draw_noise(rows[0].shape[0] * BATCH_SIZE)
             trainer.train_chunk(rows, tuple(n.unflatten(0, rows[0].shape[:2]) for n in noise))
 

@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from invdyn.doctor.sample import Sample
-from invdyn.doctor.values import constant_columns
 from invdyn.models.linear_base import CONSTANT_TOLERANCE, RELATIVE_RIDGE
 from invdyn.statistics import Moments
+from invdyn.transitions.filters import constant_columns
 from invdyn.transitions.windows import Window, ranges
 
 MAX_FOLDS = 5

@@ -21,9 +21,7 @@ from invdyn.doctor.rows import (
     check_jumps,
     check_stale,
     jump_steps,
-    relative_steps,
     spikes,
-    step_sizes,
 )
 from invdyn.doctor.sample import Sample, read_sample
 from invdyn.doctor.shift import Shift, check_shift, measure_shift
@@ -32,6 +30,7 @@ from invdyn.errors import DataError
 from invdyn.sequences.base import SequencePlan, SequenceReader
 from invdyn.sequences.registry import open_sequences
 from invdyn.transitions.dataset_config import DatasetConfig, ShapeMeta
+from invdyn.transitions.filters import relative_steps, step_sizes
 from invdyn.transitions.plan import TRAIN, make_plan
 from invdyn.transitions.windows import Window
 

@@ -7,7 +7,8 @@ from jaxtyping import Float, Int
 
 from invdyn.doctor.findings import ERROR, WARNING, Finding
 from invdyn.doctor.sample import Sample
-from invdyn.doctor.values import Names, constant_columns
+from invdyn.doctor.values import Names
+from invdyn.transitions.filters import constant_columns
 
 MAX_ROWS = 20_000
 EQUAL_TOLERANCE = 1e-6

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int, UInt64
 from invdyn.doctor.findings import ERROR, INFO, WARNING, Finding
 from invdyn.doctor.sample import Sample
 from invdyn.doctor.values import Names
+from invdyn.transitions.filters import relative_steps, stale_steps, state_scale, step_sizes, typical_step
 from invdyn.transitions.plan import SPLITS, TRAIN
 
 ISOLATION = 4.0
@@ -32,11 +33,6 @@ MULTIPLIER = np.uint64(0xBF58476D1CE4E5B9)
 
 FloatRows = Float[np.ndarray, "rows dim"]
 Mask = Bool[np.ndarray, "steps"]
-
-
-def stale_steps(state: FloatRows, state_row: Int[np.ndarray, "steps"]) -> Mask:
-    """Return which steps end in exactly the state that they started from."""
-    return np.asarray((state[state_row] == state[state_row + 1]).all(axis=1))
 
 
 def stale_ends(sample: Sample) -> Bool[np.ndarray, "episodes"]:
@@ -81,21 +77,6 @@ def repeated(hashes: UInt64[np.ndarray, "rows"]) -> Bool[np.ndarray, "rows"]:
     return again
 
 
-def relative_steps(state: FloatRows, state_row: Int[np.ndarray, "steps"]) -> Float[np.ndarray, "steps varying"]:
-    """Return how far each step moves each varying dimension, in standard deviations of that dimension."""
-    std = state.std(axis=0)
-    varying = std > 1e-7 * np.abs(state).max(axis=0)
-    scaled = state[:, varying] / std[varying]
-    moved: FloatRows = np.abs(scaled[state_row + 1] - scaled[state_row])
-    return moved
-
-
-def step_sizes(moved: Float[np.ndarray, "steps varying"]) -> Float[np.ndarray, "steps"]:
-    """Return the size of each step: root mean square over the dimensions of `relative_steps`."""
-    sizes: Float[np.ndarray, "steps"] = np.sqrt(np.mean(moved**2, axis=1))
-    return sizes
-
-
 def neighbour_steps(
     moved: Float[np.ndarray, "steps varying"], episode: Int[np.ndarray, "steps"], reach: int = 2
 ) -> Float[np.ndarray, "steps varying"]:
@@ -114,8 +95,7 @@ def jump_steps(moved: Float[np.ndarray, "steps varying"], episode: Int[np.ndarra
     alone = np.bincount(episode)[episode] < 3  # nothing around to compare with
     share = ((moved > 0) & (moved > ISOLATION * around)).mean(axis=1)
     size = step_sizes(moved)
-    median = np.median(size[size > 0]) if (size > 0).any() else np.inf
-    large = (size > JUMP_MULTIPLE * median) & ~alone
+    large = (size > JUMP_MULTIPLE * typical_step(size)) & ~alone
     sure = large & (share > BOUNDARY_SHARE)
     # Exactly half, all velocities of a state say, may be an impact; beside boundaries that are sure it is one more.
     return np.asarray(large & (share >= BOUNDARY_SHARE)) if sure.any() else np.asarray(sure)
@@ -186,7 +166,9 @@ def check_duplicates(sample: Sample) -> list[Finding]:
                 title=f"{len(within):,} rows ({share:.2%}) repeat an earlier row exactly",
                 evidence=f"same state, action and next state; first repeat at {places[0]}; "
                 f"episodes that are copies from start to end: {_whole_episodes(sample, within):,}",
-                fix="filters: {episodes: ...} without the copies" if share >= DUPLICATE_WARNING_SHARE else "",
+                fix="filters: {episodes: {exclude: [FILE:EPISODE, ...]}} with the copies"
+                if share >= DUPLICATE_WARNING_SHARE
+                else "",
                 places=places,
                 figures={"rows": len(within), "share": share, "episodes": _whole_episodes(sample, within)},
             )
@@ -206,15 +188,15 @@ def check_jumps(sample: Sample, names: Names) -> list[Finding]:
     findings = _jump_finding(sample, moved, np.flatnonzero(jumps)) if jumps.any() else []
     alone = spikes(moved, steps.episode) & ~jumps[:, None]
     if alone.any():
-        std = sample.state.std(axis=0)
-        varying = np.flatnonzero(std > 1e-7 * np.abs(sample.state).max(axis=0))
-        findings += _spike_findings(sample, names, moved * std[varying], alone, varying)
+        scale = state_scale(sample.state)
+        varying = np.flatnonzero(np.isfinite(scale))
+        findings += _spike_findings(sample, names, moved * scale[varying], alone, varying)
     return findings
 
 
 def _jump_finding(sample: Sample, moved: FloatRows, jumps: Int[np.ndarray, "jumps"]) -> list[Finding]:
     size = step_sizes(moved)
-    median = float(np.median(size[size > 0]))
+    median = typical_step(size)
     spread = 1.4826 * float(np.median(np.abs(size - median))) or median
     others = np.delete(size, jumps)
     smallest = float(size[jumps].min())
@@ -305,7 +287,7 @@ def _shared_rows(sample: Sample, name: str, shared: Int[np.ndarray, "shared"], t
         title=f"{len(shared):,} rows of {name} ({share:.2%}) are in train too",
         evidence=f"same state, action and next state; first at {places[0]}; episodes that are "
         f"copies from start to end: {_whole_episodes(sample, shared):,}. A model that remembers is rewarded there",
-        fix="filters: {episodes: ...} without the copies",
+        fix="filters: {episodes: {exclude: [FILE:EPISODE, ...]}} with the copies",
         places=places,
         figures={"split": name, "rows": len(shared), "share": share, "episodes": _whole_episodes(sample, shared)},
     )

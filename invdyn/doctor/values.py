@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int, Num
 
 from invdyn.doctor.findings import ERROR, INFO, WARNING, Finding, Place, list_dims
 from invdyn.doctor.sample import Sample
+from invdyn.transitions.filters import FEW_VALUES, constant_columns
 
 NEAR_CONSTANT_STD = 1e-6
 """Standard deviation relative to the largest value below which a column holds rounding noise."""
@@ -18,9 +19,6 @@ NEAR_CONSTANT_SHARE = 0.995
 
 SATURATED_SHARE = 0.02
 """Share of rows at a bound of an action: a continuous action takes its extreme once."""
-
-FEW_VALUES = 16
-"""A column with fewer distinct values is a switch, not a continuous quantity that saturates."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +46,6 @@ def bad_rows(values: Num[np.ndarray, "rows dim"]) -> Bool[np.ndarray, "rows"]:
     """Return which rows hold NaN, infinity, or what becomes infinite as float32."""
     with np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(~np.isfinite(values.astype(np.float32)).all(axis=1))
-
-
-def constant_columns(values: Float[np.ndarray, "rows dim"]) -> Bool[np.ndarray, "dim"]:
-    """Return which columns hold one value in all rows."""
-    return np.asarray(values.min(axis=0) == values.max(axis=0))
 
 
 def common_value_share(values: Float[np.ndarray, "rows dim"]) -> Float[np.ndarray, "dim"]:
@@ -111,7 +104,7 @@ def check_finite_values(sample: Sample) -> tuple[list[Finding], Bool[np.ndarray,
                 title=f"{len(bad):,} rows of {len(values):,} hold NaN or infinity in {name}",
                 evidence=f"{name} dimension {list_dims(columns.tolist())}, in {len(np.unique(episode))} of "
                 f"{sample.num_episodes:,} episodes; first at {places[0]}",
-                fix="filters: {episodes: ...} without them, or record them again",
+                fix="filters: {episodes: {exclude: [FILE:EPISODE, ...]}} with them, or record them again",
                 places=places,
                 figures={"rows": len(bad), "dims": columns.tolist(), "episodes": len(np.unique(episode))},
             )

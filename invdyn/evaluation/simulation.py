@@ -51,6 +51,10 @@ def recorded_simulator(store: TransitionStore) -> RecordedSimulator:
     if not env_id:
         reason = "the recording does not name the simulator it was made in"
         return RecordedSimulator(None, None, reason, None, reason)
+    constant = store.constant_dims
+    if constant is not None and (constant.state or constant.action):
+        reason = "the rows leave out constant dimensions that the simulator needs"
+        return RecordedSimulator(str(env_id), None, reason, None, reason)
     from invdyn.envs.inverse import PhysicalInverse  # MuJoCo: imported only where it is needed
     from invdyn.envs.replay import SimulatorReplay
 

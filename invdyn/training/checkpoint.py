@@ -23,6 +23,7 @@ from torch import Tensor
 
 from invdyn.errors import DataError
 from invdyn.models.base import InverseDynamics
+from invdyn.models.constant_dims import WithConstantDims
 from invdyn.models.registry import build_model
 from invdyn.training.run_config import CONFIG_FILE, RunConfig, resolve_device
 
@@ -114,8 +115,16 @@ def load_checkpoint(path: str | Path, device: str | None = "cpu") -> Checkpoint:
 
 
 def load_model(path: str | Path, device: str | None = "cpu") -> InverseDynamics:
-    """Load the model of a run or checkpoint folder; see `load_checkpoint`."""
-    return load_checkpoint(path, device).model
+    """Load the model of a run or checkpoint folder, to predict in the recording's own dimensions.
+
+    See `load_checkpoint`, whose model takes the dataset's rows: without the dimensions that `drop_constant_dims` left
+    out of them, if any.
+    """
+    checkpoint = load_checkpoint(path, device)
+    constant = checkpoint.config.constant_dims
+    if constant is None or not (constant.state or constant.action):
+        return checkpoint.model
+    return WithConstantDims(checkpoint.model, constant.state, constant.action).to(checkpoint.model.device).eval()
 
 
 def load_trainer_state(folder: Path, device: torch.device) -> dict[str, Any]:

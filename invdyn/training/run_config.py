@@ -17,6 +17,7 @@ from invdyn.config import Config, read_yaml, validate
 from invdyn.errors import ConfigError
 from invdyn.models.recipe import TrainingRecipe
 from invdyn.models.registry import ModelConfig, parse_model_config
+from invdyn.transitions.filters import ConstantDims
 from invdyn.transitions.store import TransitionStore
 
 CONFIG_FILE = "config.yaml"
@@ -58,6 +59,7 @@ class RunConfig(Config):
         dataset_path: absolute path of the transitions folder.
         dataset_hash: content hash of the dataset; a run only continues on the same rows.
         state_dim: of the dataset's rows; likewise action_dim, history, horizon.
+        constant_dims: dimensions of the recording that are not in the rows; `load_model` restores them.
         model: the model and its recipe.
         training: the recipe with the flags applied.
         run_dir: absolute path of the run's folder.
@@ -79,6 +81,7 @@ class RunConfig(Config):
     action_dim: int
     history: int = 0
     horizon: int = 1
+    constant_dims: ConstantDims | None = None
     model: SerializeAsAny[ModelConfig]
     training: TrainingRecipe
     run_dir: str
@@ -112,6 +115,7 @@ class RunConfig(Config):
             "action_dim": store.action_dim,
             "history": store.history,
             "horizon": store.horizon,
+            "constant_dims": store.constant_dims,
             "run_dir": str(Path(run_dir).resolve()),
         }
         return cls.from_values(values, where="the given values")

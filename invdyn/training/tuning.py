@@ -139,7 +139,6 @@ def check_devices(devices: Iterable[str], *, local: bool) -> None:
         for device in set(devices):
             resolve_device(device)
         return
-    import ray
 
     _wants_gpu(set(devices), int(cluster_resources().get("GPU", 0)))
 
@@ -250,7 +249,6 @@ def _run_on_ray(
     max_concurrent: int | None,
     on_trial: Callable[[], None],
 ) -> None:
-    import ray
     from ray import tune
     from ray.tune.schedulers import AsyncHyperBandScheduler
 

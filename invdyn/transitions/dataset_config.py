@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from invdyn.config import Config
 from invdyn.envs.collect_config import CollectConfig
 from invdyn.errors import ConfigError
+from invdyn.transitions.filters import FiltersConfig
 
 SEQUENCE_PART = "/sequence/"
 TRANSITION_PART = "/inverse_dynamics/"
@@ -48,6 +49,7 @@ class DatasetConfig(Config):
         gap: steps from state to next_state.
         horizon: actions per row, from the state's own step on.
         history: past states given beside the current one.
+        filters: which episodes, rows and dimensions are left out (docs/filters.md).
         part_size_mb: size of the recording's slice that one task extracts, in MB.
         collect: how to record the sequences in simulation.
     """
@@ -64,6 +66,7 @@ class DatasetConfig(Config):
     gap: int = Field(default=1, ge=1)
     horizon: int = Field(default=1, ge=1)
     history: int = Field(default=0, ge=0)
+    filters: FiltersConfig = FiltersConfig()
     part_size_mb: float = Field(default=64.0, gt=0)
     collect: CollectConfig | None = None
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,31 @@ import numpy as np
 import xxhash
 
 from invdyn.errors import ConfigError, DataError
-from invdyn.sequences.base import EpisodeArrays, SequencePlan, SequenceReader, all_finite, check_finite
+from invdyn.sequences.base import EpisodeArrays, SequencePlan, SequenceReader
 from invdyn.sequences.registry import open_sequences
-from invdyn.statistics import Moments, merge_moments
+from invdyn.statistics import Moments
 from invdyn.transitions.dataset_config import DatasetConfig
-from invdyn.transitions.plan import SPLITS, TRAIN, ExtractionPlan, Segment, make_plan
+from invdyn.transitions.filters import (
+    RowFilter,
+    count_clipped,
+    drop_masks,
+    first_of_each,
+    select_episodes,
+    stored_arrays,
+)
+from invdyn.transitions.manifest import extraction_config, make_manifest
+from invdyn.transitions.plan import (
+    SPLITS,
+    TRAIN,
+    Episodes,
+    ExtractionPlan,
+    PerEpisode,
+    Segment,
+    cut_segments,
+    kept_episodes,
+    make_plan,
+)
+from invdyn.transitions.scan import Task, kept_lengths, read_episodes, scan_recording
 from invdyn.transitions.store import (
     COLUMNS,
     MANIFEST,
@@ -56,6 +77,7 @@ def create_dataset(
     overwrite: bool = False,
     local: bool = False,
     num_workers: int | None = None,
+    on_scan: Callable[[], None] = lambda: None,
     on_plan: Callable[[ExtractionPlan], None] = lambda plan: None,
     on_rows: OnRows = lambda rows: None,
 ) -> TransitionStore:
@@ -70,6 +92,7 @@ def create_dataset(
         overwrite: replace a finished dataset, or one that another plan left unfinished.
         local: work in this process instead of on Ray (which must otherwise be initialised).
         num_workers: tasks at a time; as many as Ray has CPUs when None.
+        on_scan: called before the recording is read for the filters; not where none needs it.
         on_plan: called once with the plan, when all that can be checked beforehand is, and before anything is written.
         on_rows: called with the number of rows done whenever a segment is finished.
 
@@ -89,31 +112,29 @@ def create_dataset(
     sequences = reader.inspect()
     check_shapes(config, sequences)
     window = Window(config.gap, config.horizon, config.history)
-    plan = make_plan(
-        sequences,
-        window,
-        dataset_name=config.name,
-        val_ratio=config.val_ratio,
-        test_ratio=config.test_ratio,
-        recorded_splits=config.splits == "recorded",
-        max_samples=max_samples,
-        segment_bytes=int(config.part_size_mb * 2**20),
-    )
+    episode_drops = select_episodes(config.filters, sequences)
+    planned = partial(_plan, config, sequences, window, episode_drops)
+    plan = planned(max_samples=None if config.filters.needs_scan else max_samples)
     plan_hash = hash_plan(config, plan, max_samples)
     resume = check_output(output, plan_hash, overwrite)
+    run = partial(_run, local=local, num_workers=num_workers)
+    if config.filters.needs_scan:
+        on_scan()
+    keep = kept_episodes(sequences, episode_drops)
+    whole = cut_segments(sequences, plan.split, keep.astype(np.int64), _segment_bytes(config), keep)
+    scan = scan_recording(config.filters, reader, window, sequences, keep, partial(run, segments=whole))
+    if config.filters.needs_scan:
+        plan = planned(max_samples=max_samples, row_drops=scan.row_drops)
     on_plan(plan)
     done = open_output(output, plan_hash, resume)
     todo = [segment for segment in plan.segments if segment.index not in done]
     on_rows(sum(_rows_of(record) for record in done.values()))
-    run = _run_local(reader, window, output, todo) if local else _run_on_ray(reader, window, output, todo, num_workers)
-    for record in run:
-        if "error" in record:
-            raise DataError(record["error"])
+    for record in run(partial(extract_segment, reader, window, output, scan.row_filter), todo):
         done[record["index"]] = record
         on_rows(_rows_of(record))
     records = [done[segment.index] for segment in plan.segments]
     check_parts(output, records)
-    write_json(output / MANIFEST, make_manifest(config, plan, records, max_samples), indent=1)
+    write_json(output / MANIFEST, make_manifest(config, plan, scan, records, max_samples), indent=1)
     _clear_progress(output)
     return TransitionStore(output)
 
@@ -189,11 +210,6 @@ def hash_plan(config: DatasetConfig, plan: ExtractionPlan, max_samples: int | No
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def extraction_config(config: DatasetConfig) -> dict[str, Any]:
-    """Return the config without what does not change a row: paths and collection settings."""
-    return config.model_dump(mode="json", exclude={"buffer_path", "output_path", "collect"})
-
-
 def check_output(output: Path, plan_hash: str, overwrite: bool) -> bool:
     """Return whether the output folder holds an earlier run of the same plan, to be continued.
 
@@ -257,22 +273,27 @@ def check_parts(output: Path, records: Iterable[Record]) -> None:
                 )
 
 
-def extract_segment(reader: SequenceReader, window: Window, output: Path, segment: Segment) -> Record:
+def extract_segment(
+    reader: SequenceReader, window: Window, output: Path, row_filter: RowFilter, segment: Segment
+) -> Record:
     """Extract one segment: read, cut, check, write its parts, and return what the manifest needs of it.
 
     Raises:
         DataError: naming file, episode and step of bad values, or the part that could not be written.
     """
-    arrays = _read(reader, segment.sequences)
+    arrays = read_episodes(reader, segment.sequences, segment.keep)
     record: Record = {"index": segment.index, "parts": {}, "moments": None}
+    if row_filter.clip_to is not None:
+        record["clipped_rows"] = 0
     for index, split in enumerate(SPLITS):
         limit = np.where(segment.split == index, segment.row_limit, 0)
         if not limit.any():
             continue
-        sequences = segment.sequences
-        rows = make_transitions(
-            arrays, window, sequences.num_states, sequences.num_actions, limit, segment.first_episode
-        )
+        rows = cut_rows(arrays, window, row_filter, segment, limit)
+        if row_filter.clip_to is not None:
+            num_actions = kept_lengths(segment)[1]
+            act = (np.cumsum(num_actions) - num_actions)[rows.episode - segment.first_episode] + rows.step
+            record["clipped_rows"] += count_clipped(row_filter.clip_to, arrays.action, act, window.horizon)
         name = part_name(split, segment.index)
         write_part(output / name, rows)
         record["parts"][split] = asdict(Part(name, len(rows), hash_rows(rows)))
@@ -284,6 +305,23 @@ def extract_segment(reader: SequenceReader, window: Window, output: Path, segmen
     ]
     write_json(output / PROGRESS_FOLDER / f"segment-{segment.index:05d}.json", record)
     return record
+
+
+def cut_rows(
+    arrays: EpisodeArrays, window: Window, row_filter: RowFilter, segment: Segment, limit: PerEpisode
+) -> Transitions:
+    """Cut the first `limit` rows of each episode of a segment that no filter leaves out."""
+    num_states, num_actions = kept_lengths(segment)
+    stored = stored_arrays(row_filter, arrays)
+    if not row_filter.drops_rows:
+        return make_transitions(stored, window, num_states, num_actions, limit, segment.first_episode)
+    available = window.num_rows(num_states, num_actions)
+    masks = drop_masks(row_filter, arrays, window, num_states, num_actions)
+    chosen = first_of_each(~np.logical_or.reduce(list(masks.values())), available, limit)
+    wanted = np.where(limit > 0, available, 0)
+    rows = make_transitions(stored, window, num_states, num_actions, wanted, segment.first_episode)
+    chosen = chosen[np.repeat(limit > 0, available)]
+    return Transitions(**{column: getattr(rows, column)[chosen] for column in COLUMNS})
 
 
 def hash_rows(rows: Transitions) -> str:
@@ -304,68 +342,47 @@ def hash_files(paths: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def make_manifest(
-    config: DatasetConfig, plan: ExtractionPlan, records: list[Record], max_samples: int | None
-) -> dict[str, Any]:
-    """Assemble the manifest from the records in plan order."""
-    moments = merge_moments(Moments.from_json(record["moments"]) for record in records if record["moments"])
-    parts = {split: [r["parts"][split] for r in records if split in r["parts"]] for split in SPLITS}
-    content = xxhash.xxh3_128(json.dumps([[p["file"], p["xxh3_128"]] for s in SPLITS for p in parts[s]]).encode())
-    used = plan.row_limit > 0
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "name": config.name,
-        "content_hash": content.hexdigest(),
-        "row": {
-            "state_dim": plan.sequences.state_dim,
-            "action_dim": plan.sequences.action_dim,
-            **asdict(plan.window),
-            "state_keys": list(config.state_keys) if config.state_keys else None,
-        },
-        "num_rows": plan.num_rows,
-        "splits": {
-            split: {
-                "rows": plan.split_rows(index),
-                "episodes": int((used & (plan.split == index)).sum()),
-                "parts": parts[split],
-            }
-            for index, split in enumerate(SPLITS)
-        },
-        "drops": plan.drops,
-        "config": extraction_config(config),
-        "max_samples": max_samples,
-        "recording": plan.sequences.attributes,
-        "warnings": list(plan.sequences.warnings),
-        "skipped_files": plan.sequences.skipped,
-        "sources": [source for record in records for source in record["sources"]],
-        "statistics": moments.to_json(),
-    }
+def _plan(
+    config: DatasetConfig,
+    sequences: SequencePlan,
+    window: Window,
+    episode_drops: Mapping[str, Episodes],
+    *,
+    max_samples: int | None,
+    row_drops: Mapping[str, PerEpisode] | None = None,
+) -> ExtractionPlan:
+    return make_plan(
+        sequences,
+        window,
+        dataset_name=config.name,
+        val_ratio=config.val_ratio,
+        test_ratio=config.test_ratio,
+        recorded_splits=config.splits == "recorded",
+        max_samples=max_samples,
+        segment_bytes=_segment_bytes(config),
+        episode_drops=episode_drops,
+        row_drops=row_drops,
+    )
 
 
-def _read(reader: SequenceReader, sequences: SequencePlan) -> EpisodeArrays:
-    read = []
-    for plan in sequences.by_file():
-        arrays = reader.read(plan)
-        # Once, before the rows are cut: s and s' are then copies of half the size.
-        with np.errstate(over="ignore"):
-            stored = EpisodeArrays(
-                arrays.state.astype(np.float32, copy=False), arrays.action.astype(np.float32, copy=False)
-            )
-        if not all_finite(stored):
-            check_finite(arrays, plan)  # the values as recorded say what is wrong
-        read.append(stored)
-    if len(read) == 1:
-        return read[0]
-    return EpisodeArrays(np.concatenate([a.state for a in read]), np.concatenate([a.action for a in read]))
+def _segment_bytes(config: DatasetConfig) -> int:
+    return int(config.part_size_mb * 2**20)
 
 
-def _run_local(reader: SequenceReader, window: Window, output: Path, segments: Iterable[Segment]) -> Iterator[Record]:
-    return (_record_or_error(reader, window, output, segment) for segment in segments)
+def _run(task: Task, segments: Sequence[Segment], *, local: bool, num_workers: int | None) -> Iterator[Record]:
+    """Run a task for each segment and yield the records as they come.
+
+    Raises:
+        DataError: the first that a task met.
+    """
+    records = (_record_or_error(task, s) for s in segments) if local else _run_on_ray(task, segments, num_workers)
+    for record in records:
+        if "error" in record:
+            raise DataError(record["error"])
+        yield record
 
 
-def _run_on_ray(
-    reader: SequenceReader, window: Window, output: Path, segments: list[Segment], num_workers: int | None
-) -> Iterator[Record]:
+def _run_on_ray(task: Task, segments: Sequence[Segment], num_workers: int | None) -> Iterator[Record]:
     """Map the segments with Ray Data, one block each, and yield the records as they come."""
     if not segments:
         return
@@ -374,17 +391,17 @@ def _run_on_ray(
     by_index = {segment.index: segment for segment in segments}
 
     def run(row: dict[str, Any]) -> dict[str, str]:
-        return {"record": json.dumps(_record_or_error(reader, window, output, by_index[row["segment"]]))}
+        return {"record": json.dumps(_record_or_error(task, by_index[row["segment"]]))}
 
     dataset = ray.data.from_items([{"segment": index} for index in by_index], override_num_blocks=len(segments))
     for row in dataset.map(run, num_cpus=1, concurrency=num_workers).iter_rows():
         yield json.loads(row["record"])
 
 
-def _record_or_error(reader: SequenceReader, window: Window, output: Path, segment: Segment) -> Record:
+def _record_or_error(task: Task, segment: Segment) -> Record:
     # Bad data is an answer, not a fault of the worker: raised there, Ray would retry and wrap it.
     try:
-        return extract_segment(reader, window, output, segment)
+        return task(segment)
     except DataError as error:
         return {"index": segment.index, "error": str(error)}
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from invdyn.errors import DataError
 from invdyn.sequences.base import SequencePlan
@@ -17,6 +18,7 @@ TRAIN, VAL, TEST = range(len(SPLITS))
 NO_SPLIT = -1
 
 PerEpisode = Int[np.ndarray, "episodes"]
+Episodes = Bool[np.ndarray, "episodes"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Segment:
         sequences: the plan of its episodes alone.
         split: (episodes,) index into `SPLITS`.
         row_limit: (episodes,) rows wanted of each episode.
+        keep: (episodes,) which episodes may be read; a filter leaves the others out.
         hash_files: which of its files, by index into `sequences.files`, this task hashes.
     """
 
@@ -37,6 +40,7 @@ class Segment:
     sequences: SequencePlan
     split: PerEpisode
     row_limit: PerEpisode
+    keep: Episodes
     hash_files: tuple[int, ...]
 
 
@@ -80,6 +84,8 @@ def make_plan(
     recorded_splits: bool = False,
     max_samples: int | None = None,
     segment_bytes: int = 64 * 2**20,
+    episode_drops: Mapping[str, Episodes] | None = None,
+    row_drops: Mapping[str, PerEpisode] | None = None,
 ) -> ExtractionPlan:
     """Plan the extraction of a recording.
 
@@ -92,12 +98,18 @@ def make_plan(
         recorded_splits: take the split that the recording names for each episode; episodes without one are left out.
         max_samples: rows wanted in all; shared out in proportion to each split's rows, taken from its first episodes.
         segment_bytes: size of the recording's slice that one task extracts.
+        episode_drops: (episodes,) which episodes a filter leaves out, by reason; none is under two.
+        row_drops: (episodes,) how many rows of each episode a filter leaves out, by reason.
 
     Raises:
         DataError: when there are too few episodes for the splits, or no rows for one of them.
     """
-    available = window.num_rows(sequences.num_states, sequences.num_actions)
-    drops = sequences.drops | window.count_drops(sequences.num_states, sequences.num_actions)
+    keep = kept_episodes(sequences, episode_drops)
+    available = np.where(keep, window.num_rows(sequences.num_states, sequences.num_actions), 0)
+    drops = sequences.drops | window.count_drops(sequences.num_states[keep], sequences.num_actions[keep])
+    drops |= {reason: int(sequences.num_actions[mask].sum()) for reason, mask in (episode_drops or {}).items()}
+    if not keep.any():
+        raise DataError(f"no episodes left: the filters leave out all {sequences.num_episodes}: {drops}; relax filters")
     if available.sum() == 0:
         raise DataError(
             f"no transitions left: gap {window.gap}, horizon {window.horizon} and history {window.history} need longer "
@@ -107,7 +119,13 @@ def make_plan(
         split = given_splits(sequences)
         drops["no_recorded_split"] = int(available[split == NO_SPLIT].sum())
         available = np.where(split == NO_SPLIT, 0, available)
-    else:
+    for reason, dropped in (row_drops or {}).items():
+        drops[reason] = int(dropped[available > 0].sum())
+    if row_drops:
+        available = np.maximum(available - np.sum(list(row_drops.values()), axis=0), 0)
+        if available.sum() == 0:
+            raise DataError(f"no transitions left: the filters leave out all of them: {drops}; relax filters")
+    if not recorded_splits:
         split = split_episodes(sequences, dataset_name, val_ratio, test_ratio, available)
     row_limit = limit_rows(available, split, max_samples)
     drops["max_samples"] = int(available.sum() - row_limit.sum())
@@ -117,8 +135,16 @@ def make_plan(
                 f"no transitions left for the {name} split: {drops}; record more episodes, raise --max_samples, or "
                 f"set {name}_ratio to 0"
             )
-    segments = cut_segments(sequences, split, row_limit, segment_bytes)
+    segments = cut_segments(sequences, split, row_limit, segment_bytes, keep)
     return ExtractionPlan(sequences, window, segments, split, row_limit, drops)
+
+
+def kept_episodes(sequences: SequencePlan, episode_drops: Mapping[str, Episodes] | None) -> Episodes:
+    """Return which episodes no filter leaves out."""
+    keep = np.ones(sequences.num_episodes, dtype=bool)
+    for mask in (episode_drops or {}).values():
+        keep &= ~mask
+    return keep
 
 
 def given_splits(sequences: SequencePlan) -> PerEpisode:
@@ -213,7 +239,7 @@ def _apportion(rows: Int[np.ndarray, "splits"], total: int) -> Int[np.ndarray, "
 
 
 def cut_segments(
-    sequences: SequencePlan, split: PerEpisode, row_limit: PerEpisode, segment_bytes: int
+    sequences: SequencePlan, split: PerEpisode, row_limit: PerEpisode, segment_bytes: int, keep: Episodes
 ) -> tuple[Segment, ...]:
     """Cut the episodes into segments of about `segment_bytes`, counting float64 states and actions.
 
@@ -240,6 +266,7 @@ def cut_segments(
                     sequences=sequences.slice(first, stop),
                     split=split[first:stop],
                     row_limit=row_limit[first:stop],
+                    keep=keep[first:stop],
                     hash_files=hash_files,
                 )
             )

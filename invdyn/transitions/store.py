@@ -17,11 +17,13 @@ from jaxtyping import Num
 
 from invdyn.errors import DataError
 from invdyn.statistics import Moments
+from invdyn.transitions.filters import ConstantDims
 from invdyn.transitions.part_file import write_arrays
 from invdyn.transitions.plan import SPLITS
 from invdyn.transitions.windows import Transitions
 
 MANIFEST = "manifest.json"
+CONSTANT_DIMS = "constant_dims"
 SCHEMA_VERSION = 1
 TEMPORARY_SUFFIX = ".tmp"
 COLUMNS = ("state", "action", "next_state", "episode", "step")
@@ -102,6 +104,12 @@ class TransitionStore:
     def content_hash(self) -> str:
         """Hash over all rows of all splits, from the manifest."""
         return str(self.manifest["content_hash"])
+
+    @property
+    def constant_dims(self) -> ConstantDims | None:
+        """Dimensions of the recording that are not in the rows, with their values; None when all are."""
+        found = self.manifest.get(CONSTANT_DIMS)
+        return None if found is None else ConstantDims.model_validate(found)
 
     @cached_property
     def moments(self) -> Moments:

@@ -9,9 +9,9 @@ from invdyn.doctor.values import (
     check_constant,
     check_finite_values,
     check_saturated,
-    constant_columns,
     near_constant_columns,
 )
+from invdyn.transitions.filters import constant_columns
 from tests.doctor.recordings import NAMES, record, sample
 
 

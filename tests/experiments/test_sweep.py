@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import importlib
-import json
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ import yaml
 
 from invdyn.training.checkpoint import list_checkpoints, load_checkpoint
 from invdyn.training.run_config import RunConfig
+from invdyn.transitions.store import TransitionStore
 from tests.training.runs import FLOW, RECIPE, dataset_config, make_dataset
 
 RunHere = Callable[..., int]
@@ -126,8 +126,8 @@ def test_smoke_from_an_empty_folder(
     (folder,) = (tmp_path / "runs/sweeps").iterdir()
     assert "the dataset is not there yet, making it first" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "runs"]
-    manifest = json.loads((tmp_path / "data/inverse_dynamics/pendulum_integrable/manifest.json").read_text())
-    assert sum(manifest["rows"].values()) < 10_000
+    store = TransitionStore(tmp_path / "data/inverse_dynamics/pendulum_integrable")
+    assert store.num_rows("train") < 10_000
     assert len(list((folder / "trials").iterdir())) == 2
     assert {row["epochs"] for row in results(folder)} == {"2"}
     load_checkpoint(folder / "best")
@@ -152,9 +152,8 @@ def test_killed_then_resumed_equals_an_uninterrupted_sweep(
     assert contents(tmp_path / "killed/trials" / done[0]) == before
     assert main(*flags, "--output", "whole") == 0
     assert results(tmp_path / "killed") == results(tmp_path / "whole")
-    for name in ("model.safetensors", "trainer_state.pt"):
-        ours, theirs = (load_checkpoint(tmp_path / sweep / "best") for sweep in ("killed", "whole"))
-        assert all(torch.equal(a, b) for a, b in zip(*(m.model.state_dict().values() for m in (ours, theirs)))), name
+    weights = [(tmp_path / name / "best/model.safetensors").read_bytes() for name in ("killed", "whole")]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.parametrize("where", [["--local"], pytest.param(["--num_workers", 1], marks=pytest.mark.slow)])

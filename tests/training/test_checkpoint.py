@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 import torch
 
@@ -27,8 +28,9 @@ from invdyn.training.checkpoint import (
 )
 from invdyn.training.loop import train_loop
 from invdyn.training.run_config import RunConfig
+from invdyn.transitions.extract import create_dataset
 from invdyn.transitions.store import TransitionStore
-from tests.training.runs import CPU, make_dataset, run_config
+from tests.training.runs import CPU, LINEAR, dataset_config, make_dataset, run_config
 
 STATE: dict[str, Any] = {"epoch": 1, "step": 1}
 
@@ -243,3 +245,24 @@ def test_dimensions_of_another_dataset(config: RunConfig, tmp_path: Path) -> Non
         model.loss(rows["state"], rows["action"], rows["next_state"])
     with pytest.raises(DataError, match="start a new run"):
         train_loop(config.replace(dataset_path=str(other.path)), CPU)
+
+
+def test_constant_dims_are_restored_at_prediction(tmp_path: Path) -> None:
+    made = make_dataset(tmp_path, action_dim=2)
+    with h5py.File(next((tmp_path / "sequence").rglob("*.hdf5")), "r+") as file:
+        file["data/action"][:, 0] = 0.75
+    folder = tmp_path / "filtered"
+    options = {"filters": {"drop_constant_dims": True}, "output_path": str(folder)}
+    store = create_dataset(dataset_config(tmp_path, **options), local=True)
+    assert (made.action_dim, store.action_dim) == (2, 1)
+    config = run_config(store, tmp_path / "run", LINEAR)
+    assert RunConfig.from_values(config.to_values(), where="test") == config
+    inner = build_model(config.model, config.state_dim, config.action_dim)
+    inner.fit_normalization(store.moments)
+    save_checkpoint(config.run_dir, config, 1, inner.state_dict(), STATE, {})
+
+    state, next_state = (torch.from_numpy(store.load("test")[name]) for name in ("state", "next_state"))
+    predicted = load_model(config.run_dir).sample(state, next_state)
+    assert (predicted[..., 0] == 0.75).all()
+    assert torch.equal(predicted[..., 1:], inner.sample(state, next_state))
+    assert load_checkpoint(config.run_dir).model.action_dim == 1  # fits the dataset's rows

@@ -1,0 +1,117 @@
+"""Each benchmark runs with tiny arguments and writes its JSON where it is told to."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.benchmarks.conftest import Load
+
+
+@pytest.fixture
+def run(load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Run a benchmark in this process and return its rows by their first column."""
+
+    def run(name: str, *arguments: str) -> dict[str, dict[str, Any]]:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--rounds", "1", "--output", str(tmp_path), *arguments])
+        load(name).main()
+        return read_rows(tmp_path / f"{name}.json")
+
+    return run
+
+
+def read_rows(path: Path) -> dict[str, dict[str, Any]]:
+    return {next(iter(row.values())): row for row in json.loads(path.read_text())["rows"]}
+
+
+def test_training(run: Any) -> None:
+    rows = run("training", "--no_compile", "--episodes", "400")
+    assert list(rows) == ["reference loop", "same network, eager", "default model, eager"]
+    assert rows["reference loop"]["x reference"] == 1
+    assert rows["reference loop"]["parameters"] == rows["same network, eager"]["parameters"] == 43_609
+    assert all(row["samples/s of CPU"] > 0 for row in rows.values())
+
+
+def test_training_refuses_an_epoch_too_short_to_count(run: Any) -> None:
+    with pytest.raises(AssertionError, match="a shorter epoch"):
+        run("training", "--no_compile", "--episodes", "20")
+
+
+def test_accuracy(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = run("accuracy", "--budget_s", "0.1", "--seeds", "1", "--episodes", "100")
+    assert set(rows) == {
+        *("reference, 100 steps", "reference, 4 steps", "linear base + MLP regression", "linear inverse"),
+        *(f"pendulum_flow, {steps} step(s)" for steps in (1, 2, 4)),
+    }
+    assert rows["reference, 100 steps"]["x faster than 100 steps"] == 1
+    assert rows["linear inverse"]["RMSE/std, mean"] < 0.1
+    assert all(row["spread (max - min)"] == 0 for row in rows.values())
+
+
+def test_extraction(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    rows = run("extraction", "--gigabytes", "0.0001", "--shards", "2", "--folder", str(tmp_path / "work"))
+    assert list(rows) == ["create_dataset", "plain h5py copy", "loop over steps"]
+    assert rows["create_dataset"]["create_dataset is x faster"] == 1
+    assert rows["loop over steps"]["create_dataset is x faster"] > 1
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_sweep_overhead(repository: Path, tmp_path: Path) -> None:
+    """In a process of its own: it starts Ray itself."""
+    flags = ["--epochs", "1", "--trials", "2", "--episodes", "100", "--wandb", "disabled", "--output", str(tmp_path)]
+    command = [sys.executable, "experiments/benchmarks/sweep_overhead.py", *flags]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    subprocess.run(command, cwd=repository, env=environment, check=True, timeout=200)
+    rows = read_rows(tmp_path / "sweep_overhead.json")
+    assert list(rows) == ["training steps", "everything else", "Ray's start, shared by all"]
+    assert all(row["s per trial"] > 0 for row in rows.values())
+
+
+def test_make_bench_runs_all_of_them(repository: Path) -> None:
+    recipe = re.search(r"^bench: setup\n\t(.*)$", (repository / "Makefile").read_text(), flags=re.MULTILINE)
+    assert recipe is not None
+    assert recipe[1] == "$(BIN)/python experiments/benchmarks/run.py"
+
+
+def test_run_starts_each_once_and_ends_with_the_first_that_fails(
+    load: Load, repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = load("run")
+    monkeypatch.setattr(script, "import_seconds", lambda: 0.123)
+    started: list[str] = []
+
+    def record(command: list[str], *, check: bool, env: dict[str, str]) -> SimpleNamespace:
+        assert Path(command[1]).is_file()
+        assert env["OMP_NUM_THREADS"] == "1"
+        started.append(Path(command[1]).stem)
+        return SimpleNamespace(returncode=7 if Path(command[1]).stem == "extraction" else 0)
+
+    monkeypatch.setattr(script.subprocess, "run", record)
+    assert exit_code(script, monkeypatch) == 7
+    assert started == ["training", "accuracy", "extraction"]
+    started.clear()
+    assert exit_code(script, monkeypatch, "sweep_overhead", "training") == 0
+    assert started == ["sweep_overhead", "training"]
+    assert "import invdyn: 0.123 s" in capsys.readouterr().out
+    assert exit_code(script, monkeypatch, "trainer") == 2
+    assert "NAME must be of training, accuracy, extraction, sweep_overhead, got trainer" in capsys.readouterr().err
+    assert started == ["sweep_overhead", "training"]
+
+
+def exit_code(script: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+    try:
+        script.main()
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    return 0

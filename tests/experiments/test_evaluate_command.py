@@ -1,0 +1,145 @@
+"""The baselines that the command trains; its report is tested in tests/evaluation."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from invdyn.models.mlp_regression import MLPRegression
+from invdyn.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
+from invdyn.training.loop import train_loop
+from invdyn.transitions.store import TransitionStore
+from tests.training.runs import CPU, FLOW, dataset_config, make_dataset, run_config
+
+RunHere = Callable[..., int]
+TRAINING = "training the MLP baseline: 2 epochs"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> TransitionStore:
+    return make_dataset(tmp_path_factory.mktemp("evaluate"))
+
+
+@pytest.fixture
+def run_dir(store: TransitionStore, tmp_path: Path) -> Path:
+    train_loop(run_config(store, tmp_path / "run", num_epochs=2, batch_size=32, seed=7), CPU)
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def main(repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_cwd: Path) -> RunHere:
+    """Run the command in this process; return its exit code."""
+    monkeypatch.syspath_prepend(str(repository / "experiments"))
+    script, common = importlib.import_module("evaluate"), importlib.import_module("common")
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", "--smoke", "--device", "cpu", *map(str, arguments)])
+        try:
+            common.run_command(script.main)
+        except SystemExit as stopped:
+            return int(stopped.code or 0)
+        return 0
+
+    return run
+
+
+def baseline(run_dir: Path, store: TransitionStore) -> Checkpoint:
+    return load_checkpoint(run_dir / "baselines" / f"mlp-{store.content_hash[:8]}")
+
+
+def nrmse(run_dir: Path, model: str) -> float:
+    values = json.loads((run_dir / "evaluation/metrics.json").read_text())
+    (found,) = [each for each in values["results"] if each["model"] == model]
+    return float(found["one_sample"]["nrmse"])
+
+
+def test_the_mlp_baseline_is_trained_like_the_model_and_once(
+    main: RunHere, run_dir: Path, store: TransitionStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main("--checkpoint", run_dir) == 0
+    assert TRAINING in capsys.readouterr().out
+    checkpoint = baseline(run_dir, store)
+    assert isinstance(checkpoint.model, MLPRegression)
+    recipe = checkpoint.config.training
+    assert (recipe.num_epochs, recipe.batch_size, recipe.seed) == (2, 32, 7)
+    assert checkpoint.config.dataset_hash == store.content_hash
+    (folder,) = list_checkpoints(run_dir / "baselines" / f"mlp-{store.content_hash[:8]}")
+    assert folder.name == list_checkpoints(run_dir)[-1].name  # as many steps
+    rows = {name: torch.from_numpy(values) for name, values in store.load("test").items()}
+    error = checkpoint.model.sample(rows["state"], rows["next_state"])[0].double() - rows["action"].double()
+    expected = float(error.square().mean().sqrt() / store.moments.std[-1])
+    assert nrmse(run_dir, "mlp") == pytest.approx(expected, rel=1e-5)
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert main("--checkpoint", run_dir) == 0
+    assert TRAINING not in capsys.readouterr().out
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    assert nrmse(run_dir, "mlp") == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_baseline_that_was_killed_is_trained_anew(
+    main: RunHere, run_dir: Path, store: TransitionStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main("--checkpoint", run_dir, "--baselines", "mlp") == 0
+    folder = baseline(run_dir, store).folder
+    weights = (folder / "model.safetensors").read_bytes()
+    folder.rename(folder.with_name(f".{folder.name}.tmp"))
+    capsys.readouterr()
+    assert main("--checkpoint", run_dir, "--baselines", "mlp") == 0
+    assert TRAINING in capsys.readouterr().out
+    assert (folder / "model.safetensors").read_bytes() == weights
+
+
+def test_no_baselines(main: RunHere, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("--checkpoint", run_dir, "--baselines", "none") == 0
+    assert TRAINING not in capsys.readouterr().out
+    assert not (run_dir / "baselines").exists()
+    values = json.loads((run_dir / "evaluation/metrics.json").read_text())
+    assert {each["model"] for each in values["results"]} == {FLOW["name"]}
+
+
+def test_a_baseline_per_dataset(
+    main: RunHere, run_dir: Path, store: TransitionStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows of one dataset say nothing about a baseline of another."""
+    other = make_dataset(tmp_path / "other", seed=1)
+    values = dataset_config(tmp_path / "other").model_dump(mode="json", exclude_none=True)
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(values))
+    flags = ["--checkpoint", run_dir, "--baselines", "mlp"]
+    assert main(*flags) == 0
+    assert main(*flags, "--dataset_config", tmp_path / "other.yaml") == 0
+    assert capsys.readouterr().out.count(TRAINING) == 2
+    assert baseline(run_dir, other).config.dataset_hash == other.content_hash
+    assert len(list((run_dir / "baselines").iterdir())) == 2
+
+
+def test_a_baseline_that_cannot_be_trained(main: RunHere, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run_dir / "baselines").write_text("a file where the folder should be")
+    assert main("--checkpoint", run_dir, "--baselines", "mlp") == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: run folder cannot be written: ")
+    assert errors.count("\n") == 1
+    assert not (run_dir / "evaluation").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--device", "gpu", "must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ("--device", "cuda:99", "device 'cuda:99' must exist"),
+        ("--num_samples", "0", "must be a whole number above 0, got '0'"),
+        ("--seed", "-1", "must be a whole number, 0 or above, got '-1'"),
+    ],
+)
+def test_bad_flags(
+    main: RunHere, run_dir: Path, capsys: pytest.CaptureFixture[str], flag: str, value: str, message: str
+) -> None:
+    assert main("--checkpoint", run_dir, "--baselines", "none", f"{flag}={value}") == 2
+    assert message in capsys.readouterr().err
+    assert not (run_dir / "evaluation").exists()
