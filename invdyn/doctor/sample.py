@@ -13,6 +13,7 @@ from invdyn.doctor.findings import MAX_PLACES, Place
 from invdyn.errors import DataError
 from invdyn.sequences.base import SequencePlan, SequenceReader, SourceFile
 from invdyn.transitions.plan import TRAIN, VAL
+from invdyn.transitions.scan import evenly_spaced
 from invdyn.transitions.windows import ranges
 
 PerEpisode = Int[np.ndarray, "episodes"]
@@ -161,15 +162,7 @@ def choose_episodes(num_states: PerEpisode, split: PerEpisode, max_rows: int) ->
         >>> choose_episodes(np.full(6, 10), np.array([0, 0, 1, 0, 0, 0]), max_rows=30).tolist()
         [0, 2, 5]
     """
-    total = len(num_states)
-    if num_states.sum() <= max_rows:
-        return np.arange(total)
-    wanted = min(max(int(max_rows / num_states.mean()), 2), total)
-    chosen = np.unique(np.linspace(0, total - 1, wanted).round().astype(np.int64))
-    # Long episodes among short ones: keep what fits, in order of their distance from a regular grid.
-    fits = np.cumsum(num_states[chosen]) <= max_rows
-    fits[:2] = True
-    chosen = chosen[fits]
+    chosen = evenly_spaced(num_states, max_rows)
     if (split == VAL).any() and not (split[chosen] == VAL).any():
         chosen = np.union1d(chosen, np.flatnonzero(split == VAL)[:1])
     return chosen

@@ -116,7 +116,7 @@ def open_hdf5(path: str) -> Iterator[h5py.File]:
     """
     if not Path(path).exists():
         raise DataError(f"file not found: {path}")
-    with reading(path), h5py.File(path, "r") as file:
+    with reading(path, KeyError, ValueError), h5py.File(path, "r") as file:  # h5py reports damage as these too
         yield file
 
 

@@ -6,15 +6,15 @@ exclusive over actions, and `meta/state_ends` (E,) the same over states, of whic
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from invdyn.errors import DataError
-from invdyn.sequences.base import EpisodeArrays, SequencePlan, SequenceReader, SourceFile, check_lengths
+from invdyn.sequences.base import EpisodeArrays, SequencePlan, SequenceReader, check_lengths
+from invdyn.sequences.files import HDF5_SUFFIXES, open_hdf5, source_file
 
 STATE_KEY = "state"
 ACTION_KEY = "action"
@@ -23,10 +23,8 @@ EPISODE_ENDS = "meta/episode_ends"
 STATE_ENDS = "meta/state_ends"
 FORMAT_ATTRIBUTE = "invdyn-sequences"
 COLLECTING_MARKER = ".collecting.json"
-SUFFIXES = (".hdf5", ".h5")
 
 # What h5py raises on a damaged file, depending on the place of the damage.
-HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError)
 
 
 class NativeReader(SequenceReader):
@@ -46,7 +44,7 @@ class NativeReader(SequenceReader):
         if not shards:
             return False
         try:
-            with open_hdf5(shards[0]) as file:
+            with open_hdf5(str(shards[0])) as file:
                 return DATA_GROUP in file and EPISODE_ENDS in file
         except DataError:
             return False
@@ -62,7 +60,7 @@ class NativeReader(SequenceReader):
             )
         shards = find_shards(root)
         if not shards:
-            raise DataError(f"recording has no shards: no file ending in {' or '.join(SUFFIXES)} in {root}")
+            raise DataError(f"recording has no shards: no file ending in {' or '.join(HDF5_SUFFIXES)} in {root}")
         base = root if root.is_dir() else root.parent
         found = [self._inspect_shard(shard) for shard in shards]
         dims = {(f.state_dim, f.action_dim) for f in found}
@@ -75,7 +73,7 @@ class NativeReader(SequenceReader):
         counts = [shard.num_episodes for shard in found]
         return check_lengths(
             SequencePlan(
-                files=tuple(source_file(shard, base) for shard in shards),
+                files=tuple(source_file(str(shard), str(base)) for shard in shards),
                 file_index=np.repeat(np.arange(len(shards)), counts),
                 episode_index=np.concatenate([np.arange(n) for n in counts]),
                 num_states=np.concatenate([f.num_states for f in found]),
@@ -102,7 +100,7 @@ class NativeReader(SequenceReader):
         return EpisodeArrays(columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1), action)
 
     def _inspect_shard(self, path: Path) -> SequencePlan:
-        with open_hdf5(path) as file:
+        with open_hdf5(str(path)) as file:
             action_ends, state_ends = _ends(file, str(path))
             datasets = {key: _numeric_dataset(file, key, str(path)) for key in (*self.state_keys, self.action_key)}
             for key, dataset in datasets.items():
@@ -141,37 +139,7 @@ def find_shards(root: Path) -> list[Path]:
     if root.is_file():
         return [root]
     # Temporary names of half-written shards start with a dot.
-    return sorted(p for p in root.glob("*") if p.suffix in SUFFIXES and not p.name.startswith("."))
-
-
-def source_file(path: Path, base: Path) -> SourceFile:
-    """Describe a file on disk."""
-    stat = path.stat()
-    return SourceFile(str(path.resolve()), path.relative_to(base).as_posix(), stat.st_size, stat.st_mtime_ns)
-
-
-@contextmanager
-def open_hdf5(path: str | Path) -> Iterator[h5py.File]:
-    """Open an HDF5 file for the block to read.
-
-    Raises:
-        DataError: when the file is missing or not HDF5, or when anything in it that the block reads is damaged.
-    """
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise DataError(f"file not found: {path}") from None
-    except HDF5_ERRORS as error:
-        raise unreadable(path, error) from error
-
-
-def unreadable(path: str | Path, error: Exception) -> DataError:
-    """Return the error for a file that HDF5 cannot read."""
-    reason = " ".join(str(error).split())
-    return DataError(f"file is truncated, corrupt or not HDF5: {path}: {reason}; copy or record it again")
+    return sorted(p for p in root.glob("*") if p.suffix in HDF5_SUFFIXES and not p.name.startswith("."))
 
 
 def _ends(file: h5py.File, path: str) -> tuple[np.ndarray, np.ndarray]:
