@@ -97,6 +97,17 @@ class InverseDynamics(nn.Module, ABC):
     ) -> Float[Tensor, "samples batch target"]:
         """Return targets (normalised residuals) for encoded contexts."""
 
+    def _target_log_prob(  # not abstract: most models have no density
+        self,
+        context: Float[Tensor, "batch context"],  # noqa: ARG002
+        target: Float[Tensor, "batch target"],  # noqa: ARG002
+    ) -> Float[Tensor, " batch"]:
+        """Return the log density of float64 targets in nats, float64; models that have a density override this."""
+        raise ConfigError(
+            f"log_prob needs a model with a density, {type(self).__name__} has none; use one that has, or compare "
+            "samples (energy score)"
+        )
+
     def fit_normalization(self, moments: Moments) -> None:
         """Set the normalisation from the moments of [features, action] over the training rows.
 
@@ -132,13 +143,19 @@ class InverseDynamics(nn.Module, ABC):
             DataError: when a shape does not fit the model.
         """
         context, mean = self.encode_transition(state, next_state)
-        if action.shape[0] != len(state) or action[0:1].numel() != self.target_dim * min(1, len(action)):
+        return context, self._encode_action(action, mean).float()
+
+    def _encode_action(
+        self, action: Float[Tensor, "batch *horizon action_dim"], mean: Float[Tensor, "batch target"]
+    ) -> Float[Tensor, "batch target"]:
+        """Return the normalised residual of the action in float64, given the base prediction."""
+        if action.shape[0] != len(mean) or action[0:1].numel() != self.target_dim * min(1, len(action)):
             raise DataError(
-                f"action must be {(len(state), *self.action_shape)}, got {tuple(action.shape)}; "
+                f"action must be {(len(mean), *self.action_shape)}, got {tuple(action.shape)}; "
                 "use the dataset that the model was built for"
             )
-        residual = action.reshape(len(state), self.target_dim).double() - mean
-        return context, (residual @ self.target_inverse.double().T).float()
+        residual = action.reshape(len(mean), self.target_dim).double() - mean
+        return residual @ self.target_inverse.double().T
 
     def encode_transition(
         self, state: Float[Tensor, "batch window_dim"], next_state: Float[Tensor, "batch state_dim"]
@@ -230,3 +247,31 @@ class InverseDynamics(nn.Module, ABC):
             raise ConfigError(f"num_samples must be 1 or more, got {num_samples}")
         context, mean = self.encode_transition(state, next_state)
         return self.decode(self._sample_targets(context, num_samples, num_inference_steps, solver, generator), mean)
+
+    def log_prob(
+        self,
+        state: Float[Tensor, "batch window_dim"],
+        action: Float[Tensor, "batch *horizon action_dim"],
+        next_state: Float[Tensor, "batch state_dim"],
+    ) -> Float[Tensor, " batch"]:
+        """Return ln p(action | state, next_state) in nats, a density per unit of the action; shapes as in `encode`.
+
+        Returns:
+            (batch,) float64.
+
+        Raises:
+            DataError: when a shape does not fit the model.
+            ConfigError: when the model has no density, or an action that never varies makes it infinite.
+        """
+        context, mean = self.encode_transition(state, next_state)
+        log_density = self._target_log_prob(context, self._encode_action(action, mean))
+        sign: Tensor
+        log_volume: Tensor
+        sign, log_volume = torch.linalg.slogdet(self.target_inverse.double())
+        if not sign:
+            constant = (self.target_inverse.diagonal() == 0).nonzero().flatten().tolist()
+            raise ConfigError(
+                f"log_prob needs actions that vary: of the training rows, dimensions {constant} are constant; extract "
+                "them with the filter drop_constant_dims"
+            )
+        return log_density + log_volume

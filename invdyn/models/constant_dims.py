@@ -72,6 +72,15 @@ class WithConstantDims(InverseDynamics):
         """Return the inner model's loss."""
         return self.inner.encoded_loss(context, target, noise)
 
+    def log_prob(
+        self,
+        state: Float[Tensor, "batch window_dim"],
+        action: Float[Tensor, "batch *horizon action_dim"],
+        next_state: Float[Tensor, "batch state_dim"],
+    ) -> Float[Tensor, " batch"]:
+        """Return the inner model's log density: that of the dimensions that vary."""
+        return self.inner.log_prob(self._drop(state), action[..., self.action_kept], self._drop(next_state))
+
     def draw_noise(
         self, batch_size: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
     ) -> Noise:

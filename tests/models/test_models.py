@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributions import MultivariateNormal, Normal
 
 from invdyn.errors import ConfigError, DataError
 from invdyn.models import FlowInverseDynamics, InverseDynamics, LinearInverse, MLPRegression
@@ -197,3 +199,39 @@ def test_statistics_that_are_not_finite_are_refused(name: str) -> None:
     broken = replace(moments, mean=np.full_like(moments.mean, np.nan))
     with pytest.raises(DataError, match="must be finite"):
         MODELS[name](3, 2).fit_normalization(broken)
+
+
+class StandardNormal(LinearInverse):
+    """The linear inverse with its whitened residual taken for N(0, I)."""
+
+    def _target_log_prob(self, context: Tensor, target: Tensor) -> Tensor:
+        return Normal(0.0, 1.0).log_prob(target).sum(dim=1)
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+def test_log_prob_is_a_density_per_unit_of_the_action(window: dict[str, int]) -> None:
+    rows = make_rows(**window)
+    model = StandardNormal(3, 2, **window)
+    model.fit_normalization(moments_of(rows))
+    mean = model.encode_transition(rows.state, rows.next_state)[1]
+    factor = model.target_scale.double()
+    expected = MultivariateNormal(mean, covariance_matrix=factor @ factor.T)
+    action = rows.action.reshape(256, -1).double()
+    found = model.log_prob(*rows)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected.log_prob(action), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_without_a_density_says_so() -> None:
+    rows = make_rows()
+    with pytest.raises(ConfigError, match="log_prob needs a model with a density, LinearInverse has none"):
+        fitted("linear", rows).log_prob(*rows)
+
+
+def test_a_constant_action_has_no_density() -> None:
+    rows = make_rows()
+    rows.action[:, 1] = 0.25
+    model = StandardNormal(3, 2)
+    model.fit_normalization(moments_of(rows))
+    with pytest.raises(ConfigError, match=r"dimensions \[1\] are constant; .* drop_constant_dims"):
+        model.log_prob(*rows)
