@@ -13,7 +13,8 @@ from reference import BATCH_SIZE, ReferenceLoop
 
 from invdyn.models.registry import build_model, load_model_config
 from invdyn.training.batches import STEPS_PER_CHUNK, ResidentBatches, Share, load_rows
-from invdyn.training.loop import Trainer, Worker
+from invdyn.training.trainer import Trainer
+from invdyn.training.worker import Worker
 from invdyn.transitions.store import TransitionStore
 
 CHUNKS_PER_ROUND = 6

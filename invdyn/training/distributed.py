@@ -17,9 +17,10 @@ from torch import Tensor
 from invdyn.errors import ConfigError, DataError, InvdynError, TrainingDiverged
 from invdyn.models.registry import build_model
 from invdyn.training.batches import Share, count_steps
-from invdyn.training.loop import Metrics, Worker, open_store, train_loop
+from invdyn.training.loop import open_store, train_loop
 from invdyn.training.run_config import CONFIG_FILE, RunConfig, resolve_device
 from invdyn.training.tracking import CONSOLE_LOG
+from invdyn.training.worker import Metrics, Worker
 
 MAX_FAILURES = 3
 TAIL_INTERVAL_S = 0.5

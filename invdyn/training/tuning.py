@@ -20,10 +20,11 @@ from invdyn.evaluation.quality import StepQuality, quality_by_steps
 from invdyn.models.base import InverseDynamics
 from invdyn.training.checkpoint import list_checkpoints
 from invdyn.training.distributed import cluster_resources
-from invdyn.training.loop import Metrics, Worker, train_loop
+from invdyn.training.loop import train_loop
 from invdyn.training.run_config import CONFIG_FILE, RunConfig, resolve_device
 from invdyn.training.sweep_config import SWEEP_FILE, SweepConfig
 from invdyn.training.tracking import METRICS_CSV
+from invdyn.training.worker import Metrics, Worker
 from invdyn.transitions.store import TransitionStore
 
 RESULTS_CSV = "results.csv"

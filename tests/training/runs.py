@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from invdyn.models.registry import parse_model_config
-from invdyn.training.loop import Worker
 from invdyn.training.run_config import RunConfig
+from invdyn.training.worker import Worker
 from invdyn.transitions.dataset_config import DatasetConfig
 from invdyn.transitions.extract import create_dataset
 from invdyn.transitions.store import TransitionStore

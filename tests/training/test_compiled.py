@@ -15,8 +15,8 @@ from invdyn.models.base import InverseDynamics
 from invdyn.models.registry import build_model
 from invdyn.training.checkpoint import load_model, save_checkpoint
 from invdyn.training.compiled import CompiledStep, require_compiler
-from invdyn.training.loop import Trainer
 from invdyn.training.run_config import RunConfig
+from invdyn.training.trainer import Trainer
 from invdyn.transitions.store import TransitionStore
 from tests.training.runs import CPU, FLOW, assert_same_values, run_config
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,14 @@ import pytest
 import torch
 
 from invdyn.errors import DataError, TrainingDiverged
-from invdyn.models.recipe import TrainingRecipe
-from invdyn.models.registry import build_model, parse_model_config
+from invdyn.models.registry import build_model
 from invdyn.training import loop
 from invdyn.training.checkpoint import list_checkpoints, load_checkpoint, load_model
-from invdyn.training.loop import Metrics, Trainer, learning_rate_at, train_loop
+from invdyn.training.loop import train_loop
 from invdyn.training.run_config import RunConfig
+from invdyn.training.trainer import learning_rate_at
 from invdyn.training.validation import read_spread_rows
+from invdyn.training.worker import Metrics, Worker
 from invdyn.transitions.store import TransitionStore
 from tests.training.runs import CPU, FLOW, LINEAR, assert_same_run, make_dataset, read_metrics_csv, run_config
 
@@ -28,7 +28,7 @@ class Stopped(Exception):
     """What a test stops a run with."""
 
 
-def stop_at(epoch: int) -> loop.Worker:
+def stop_at(epoch: int) -> Worker:
     def on_metrics(metrics: Metrics) -> None:
         if metrics["epoch"] == epoch:
             raise Stopped
@@ -209,71 +209,6 @@ def test_validation_rows_are_spread_over_the_split(store: TransitionStore, monke
             np.testing.assert_array_equal(values, everything[name][index])
 
 
-RECIPES = [
-    TrainingRecipe(learning_rate=0.5, schedule="cosine", warmup_fraction=0.1),
-    TrainingRecipe(learning_rate=0.5, schedule="constant", warmup_fraction=0.1),
-    TrainingRecipe(learning_rate=0.5, schedule="constant", warmup_fraction=0.0),
-    TrainingRecipe(learning_rate=0.5, schedule="cosine", warmup_fraction=0.0),
-]
-
-
-def test_schedule() -> None:
-    cosine, constant, flat, plain = ([learning_rate_at(r, step, 100) for step in range(100)] for r in RECIPES)
-    warm = [0.05 * (step + 1) for step in range(10)]
-    assert cosine[:10] == constant[:10] == pytest.approx(warm)
-    assert constant[10:] == [0.5] * 90
-    assert flat == [0.5] * 100
-    assert cosine[10] == plain[0] == 0.5
-    assert cosine[55] == plain[50] == pytest.approx(0.25)
-    assert cosine[10:] == pytest.approx([0.25 * (1 + math.cos(math.pi * k / 90)) for k in range(90)])
-    assert 0 < plain[99] < 0.001
-
-
-def test_schedule_of_the_shortest_runs() -> None:
-    assert learning_rate_at(RECIPES[0], 0, 1) == 0.5
-    assert learning_rate_at(RECIPES[3], 0, 1) == 0.5
-    assert learning_rate_at(TrainingRecipe(learning_rate=0.5), 0, 3) == 0.5
-
-
-def make_trainer(**recipe: Any) -> Trainer:
-    torch.manual_seed(0)
-    values = {"learning_rate": 0.01, "schedule": "constant", "warmup_fraction": 0.0, **recipe}
-    config = parse_model_config({**MLP, "training": values}, where="test")
-    return Trainer(build_model(config, 2, 1), config.training, 40, CPU)
-
-
-def chunk(trainer: Trainer, steps: int) -> loop.Rows:
-    generator = torch.Generator().manual_seed(trainer.step)
-    context = torch.randn(steps, 8, trainer.model.context_dim, generator=generator)
-    return context, torch.randn(steps, 8, trainer.model.target_dim, generator=generator)
-
-
-def flat(values: Any) -> torch.Tensor:
-    return torch.cat([value.detach().reshape(-1) for value in values]).double()
-
-
-def test_moving_average_follows_its_closed_form() -> None:
-    """average_k = d_k average_{k-1} + (1 - d_k) weights_k with d_k = min(decay, (1 + k) / (10 + k))."""
-    trainer = make_trainer(ema_decay=0.5)
-    expected = flat(trainer.parameters)
-    decays = []
-    for step in range(20):
-        trainer.train_chunk(chunk(trainer, 1), ())
-        decays.append(min(0.5, (1 + step) / (10 + step)))
-        expected = decays[-1] * expected + (1 - decays[-1]) * flat(trainer.parameters)
-        torch.testing.assert_close(flat(trainer.average.parameters()), expected, rtol=1e-5, atol=1e-7)
-    assert decays[0] == 0.1
-    assert decays[-1] == 0.5
-    assert not torch.equal(flat(trainer.average.parameters()), flat(trainer.parameters))
-    assert trainer.step == 20
-
-
-def test_without_a_moving_average_the_model_is_its_own() -> None:
-    trainer = make_trainer(ema_decay=None)
-    trainer.train_chunk(chunk(trainer, 2), ())
-    assert trainer.average is trainer.model
-
-
 def test_the_checkpoint_holds_the_moving_average(store: TransitionStore, tmp_path: Path) -> None:
     config = run_config(store, tmp_path / "run", num_epochs=1)
     train_loop(config, CPU)
@@ -282,24 +217,6 @@ def test_the_checkpoint_holds_the_moving_average(store: TransitionStore, tmp_pat
     loaded = load_model(folder).state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in state["average"].items())
     assert any(not torch.equal(loaded[name], value) for name, value in state["weights"].items())
-
-
-def test_a_step_is_adamw_at_the_scheduled_rate() -> None:
-    """The first step of Adam moves each weight by the learning rate against the sign of its gradient."""
-    trainer = make_trainer(learning_rate=0.01, warmup_fraction=0.1)  # 40 steps: a quarter of the rate at first
-    before = flat(trainer.parameters)
-    losses = trainer.train_chunk(chunk(trainer, 1), ())
-    assert losses.shape == (1,)
-    moved = (flat(trainer.parameters) - before).abs()
-    assert moved[moved > 1e-6].median() == pytest.approx(0.0025, rel=0.01)
-
-
-def test_gradients_are_clipped_to_the_norm() -> None:
-    trainer = make_trainer(max_grad_norm=1e-3)
-    context, target = chunk(trainer, 1)
-    trainer.train_chunk((context, 100 * target), ())
-    norm = math.sqrt(sum(float(p.grad.square().sum()) for p in trainer.model.parameters() if p.grad is not None))
-    assert norm == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_what_the_finished_model_is_told_goes_to_the_summary(

@@ -15,9 +15,9 @@ from invdyn.errors import ConfigError, DataError
 from invdyn.models.registry import parse_model_config
 from invdyn.training import tuning
 from invdyn.training.checkpoint import list_checkpoints, load_checkpoint, load_model
-from invdyn.training.loop import Metrics
 from invdyn.training.sweep_config import SweepConfig, model_of_trial, trial_name
 from invdyn.training.tuning import SweepRow, Trial, check_devices, collect_rows, run_sweep, run_trial
+from invdyn.training.worker import Metrics
 from invdyn.transitions.store import TransitionStore
 from tests.training.runs import FLOW, LINEAR, RECIPE, TIMES, run_config
 

@@ -1,0 +1,152 @@
+"""A model with its optimizer, learning-rate schedule and moving average."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from invdyn.errors import DataError
+from invdyn.models.base import InverseDynamics, Noise
+from invdyn.models.recipe import TrainingRecipe
+from invdyn.training.batches import Rows
+from invdyn.training.checkpoint import list_checkpoints, load_trainer_state
+from invdyn.training.compiled import CompiledStep
+from invdyn.training.run_config import RunConfig
+from invdyn.training.worker import Worker
+
+
+def train_step(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    context: Float[Tensor, "batch context"],
+    target: Float[Tensor, "batch target"],
+    noise: Noise,
+    max_grad_norm: float | None = None,
+) -> Float[Tensor, ""]:
+    """Take one optimizer step and return its loss, still on the device."""
+    optimizer.zero_grad(set_to_none=True)
+    loss: Tensor = module(context, target, *noise)
+    loss.backward()
+    if max_grad_norm is not None:
+        nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm, foreach=True)
+    optimizer.step()
+    return loss.detach()
+
+
+def learning_rate_at(recipe: TrainingRecipe, step: int, total_steps: int) -> float:
+    """Return the learning rate of a step: linear warm-up, then constant or half a cosine to zero."""
+    warmup = max(1, round(recipe.warmup_fraction * total_steps)) if recipe.warmup_fraction else 0
+    if step < warmup:
+        return recipe.learning_rate * (step + 1) / warmup
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
+    done = (step - warmup) / max(1, total_steps - warmup)
+    return recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+class Trainer:
+    """A model with its optimizer, schedule and moving average.
+
+    Args:
+        model: on the worker's device.
+        recipe: how to train it.
+        total_steps: length of the schedule.
+        worker: this process.
+        compiled: compile forward and backward.
+    """
+
+    def __init__(
+        self, model: InverseDynamics, recipe: TrainingRecipe, total_steps: int, worker: Worker, compiled: bool = False
+    ):
+        self.model, self.recipe, self.total_steps, self.worker = model, recipe, total_steps, worker
+        self.module = worker.wrap(torch.compile(model) if compiled else model)  # type: ignore[arg-type]
+        self.parameters: list[Tensor] = list(model.parameters())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+        )
+        self.average = copy.deepcopy(model).requires_grad_(False) if recipe.ema_decay is not None else model
+        self.average_parameters: list[Tensor] = list(self.average.parameters())
+        self.compiled = compiled
+        self.one_graph: CompiledStep | None = None
+        self.step = 0
+
+    def train_chunk(self, rows: Rows, noise: Noise) -> Float[Tensor, "steps"]:
+        """Take one step per batch of a chunk.
+
+        Args:
+            rows: (context, target), each (steps, local batch, columns).
+            noise: the same layout.
+
+        Returns:
+            The loss of each step, on the device.
+        """
+        if self.compiled and self.worker.world_size == 1:
+            return self._train_chunk_compiled(rows, noise)
+        losses = []
+        for context, target, *batch_noise in zip(*rows, *noise, strict=True):
+            self.optimizer.param_groups[0]["lr"] = learning_rate_at(self.recipe, self.step, self.total_steps)
+            losses.append(
+                train_step(self.module, self.optimizer, context, target, tuple(batch_noise), self.recipe.max_grad_norm)
+            )
+            self._update_average()
+            self.step += 1
+        return torch.stack(losses)
+
+    def _train_chunk_compiled(self, rows: Rows, noise: Noise) -> Float[Tensor, "steps"]:
+        if self.one_graph is None:  # not before `restore`: it takes over the memory of weights and optimizer
+            average = self.average_parameters if self.average is not self.model else []
+            self.one_graph = CompiledStep(self.model, self.optimizer, average, self.recipe.max_grad_norm)
+        steps = range(self.step, self.step + len(rows[0]))
+        rates = [learning_rate_at(self.recipe, step, self.total_steps) for step in steps]
+        coefficients = self.one_graph.coefficients(rates, [self._decay_at(step) for step in steps])
+        losses = [
+            self.one_graph(now, context, target, tuple(batch_noise))
+            for now, context, target, *batch_noise in zip(coefficients, *rows, *noise, strict=True)
+        ]
+        self.optimizer.param_groups[0]["lr"] = rates[-1]
+        self.one_graph.advance(len(losses))
+        self.step += len(losses)
+        return torch.stack(losses)
+
+    def state(self, epoch: int) -> dict[str, Any]:
+        """Return what `restore` needs: tensors and plain values."""
+        return {
+            "epoch": epoch,
+            "step": self.step,
+            "weights": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def restore(self, config: RunConfig) -> int:
+        """Continue from the run's latest checkpoint, if there is one, and return the epoch to start with.
+
+        Raises:
+            DataError: when the checkpoint cannot be read, or belongs to another model.
+        """
+        found = list_checkpoints(config.run_dir)
+        if not found:
+            return 0
+        state = load_trainer_state(found[-1], self.worker.device)
+        try:
+            self.model.load_state_dict(state["weights"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, epoch = int(state["step"]), int(state["epoch"])
+        except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(f"trainer state does not fit the run: {found[-1]}: {reason}; start a new run") from None
+        return epoch
+
+    def _update_average(self) -> None:
+        if self.recipe.ema_decay is not None:
+            torch._foreach_lerp_(self.average_parameters, self.parameters, 1.0 - self._decay_at(self.step))
+
+    def _decay_at(self, step: int) -> float:
+        """Return the decay of the moving average: its first steps must forget the random start quickly."""
+        return min(self.recipe.ema_decay or 0.0, (1 + step) / (10 + step))
