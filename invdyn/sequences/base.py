@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -77,6 +78,11 @@ class SequencePlan:
     skipped: dict[str, str] = field(default_factory=dict)
 
     @property
+    def dims(self) -> tuple[int, int]:
+        """(state_dim, action_dim)."""
+        return self.state_dim, self.action_dim
+
+    @property
     def num_episodes(self) -> int:
         """Number of episodes in all files."""
         return len(self.file_index)
@@ -143,8 +149,12 @@ class SequenceReader(ABC):
         return [file.path, *file.parts]
 
     @abstractmethod
-    def inspect(self) -> SequencePlan:
+    def inspect(self, without: Mapping[str, str] | None = None) -> SequencePlan:
         """Find files, episodes and lengths without reading array data.
+
+        Args:
+            without: files found to be damaged when they were read (`SourceFile.path` and the reason). They are left
+                out where damaged files are skipped, as if this call had found the damage.
 
         Raises:
             DataError: when a file is missing, unreadable, or its lengths disagree.
@@ -157,25 +167,6 @@ class SequenceReader(ABC):
         Raises:
             DataError: when the file no longer holds what the plan says.
         """
-
-
-def check_lengths(plan: SequencePlan) -> SequencePlan:
-    """Return the plan when every episode has at least two states and at least one action.
-
-    Raises:
-        DataError: naming the first file and episode that has not.
-    """
-    if plan.num_episodes == 0:
-        raise DataError(f"a recording must hold at least one episode, found none in {len(plan.files)} files")
-    short = np.flatnonzero((plan.num_states < 2) | (plan.num_actions < 1))
-    if len(short):
-        file = plan.files[plan.file_index[short[0]]]
-        raise DataError(
-            f"an episode must hold at least 2 states and 1 action: {file.path}: episode "
-            f"{plan.episode_index[short[0]]} has {plan.num_states[short[0]]} states and "
-            f"{plan.num_actions[short[0]]} actions ({len(short)} such episodes); remove it from the recording"
-        )
-    return plan
 
 
 def all_finite(arrays: EpisodeArrays) -> bool:

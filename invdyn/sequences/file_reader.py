@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ class FileReader(SequenceReader):
     """
 
     default_action_key = "actions"
+    where_it_comes_from = "set buffer_path to the recording"
 
     def __init__(
         self,
@@ -56,10 +58,10 @@ class FileReader(SequenceReader):
             DataError: when the file cannot be used.
         """
 
-    def inspect(self) -> SequencePlan:
-        """Inspect every file."""
+    def inspect(self, without: Mapping[str, str] | None = None) -> SequencePlan:
+        """Inspect every file; leave out those that cannot be used, or say which it is that cannot."""
         if not files.exists(self.path):
-            raise DataError(f"recording not found: {self.path}; set buffer_path to the {self.format_name} recording")
+            raise DataError(f"recording not found: {self.path}; {self.where_it_comes_from}")
         paths = self.find()
         if not paths:
             raise DataError(f"not a {self.format_name} recording: {self.path}: no file of that format; check format")
@@ -67,13 +69,20 @@ class FileReader(SequenceReader):
         skipped: dict[str, str] = {}
         for path in paths:
             try:
-                plans.append(self.inspect_file(path))
+                plan = self.inspect_file(path)
+                if reason := (without or {}).get(plan.files[0].path):
+                    raise DataError(reason)
             except DataError as error:
                 if self.on_error == FAIL:
                     raise
                 skipped[path] = str(error)
+            else:
+                plans.append(plan)
+        if self.on_error == SKIP:
+            plans = _of_same_dims(plans, skipped)
         if not plans:
-            raise DataError(f"no file is usable: all {len(skipped)} in {self.path}; the first: {skipped[paths[0]]}")
+            first = next(iter(skipped.values()))
+            raise DataError(f"no file is usable: all {len(skipped)} in {self.path}; the first: {first}")
         return check_transitions(join_plans(plans, skipped))
 
 
@@ -117,13 +126,9 @@ def join_plans(plans: Sequence[SequencePlan], skipped: dict[str, str]) -> Sequen
         DataError: when the files' dimensions differ.
     """
     first = plans[0]
-    dims = (first.state_dim, first.action_dim)
     for plan in plans:
-        if (plan.state_dim, plan.action_dim) != dims:
-            raise DataError(
-                f"all files must have the same dimensions: {first.files[0].path} has state, action {dims}, "
-                f"{plan.files[0].path} has {(plan.state_dim, plan.action_dim)}; set shape_meta, or keep them apart"
-            )
+        if plan.dims != first.dims:
+            raise _other_dims(first, plan)
     drops: dict[str, int] = {}
     for plan in plans:
         for reason, count in plan.drops.items():
@@ -134,8 +139,8 @@ def join_plans(plans: Sequence[SequencePlan], skipped: dict[str, str]) -> Sequen
     return SequencePlan(
         files=tuple(plan.files[0] for plan in plans),
         file_index=np.repeat(np.arange(len(plans)), [plan.num_episodes for plan in plans]),
-        state_dim=dims[0],
-        action_dim=dims[1],
+        state_dim=first.state_dim,
+        action_dim=first.action_dim,
         attributes=first.attributes,
         drops=drops,
         warnings=tuple(warnings),
@@ -164,6 +169,23 @@ def check_transitions(plan: SequencePlan) -> SequencePlan:
 def changed(path: str) -> DataError:
     """Return the error for a file that no longer holds what the plan says."""
     return DataError(f"recording changed while it was read: {path}; run the command again")
+
+
+def _of_same_dims(plans: Sequence[SequencePlan], skipped: dict[str, str]) -> list[SequencePlan]:
+    """Return the plans of the files with the dimensions that most have; add the others to `skipped`."""
+    if not plans:
+        return []
+    usual = Counter(plan.dims for plan in plans).most_common(1)[0][0]
+    first = next(plan for plan in plans if plan.dims == usual)
+    skipped |= {plan.files[0].path: str(_other_dims(first, plan)) for plan in plans if plan.dims != usual}
+    return [plan for plan in plans if plan.dims == usual]
+
+
+def _other_dims(first: SequencePlan, other: SequencePlan) -> DataError:
+    return DataError(
+        f"all files must have the same dimensions: {first.files[0].path} has state, action {first.dims}, "
+        f"{other.files[0].path} has {other.dims}; set shape_meta, or keep them apart"
+    )
 
 
 def _join_column(plans: Sequence[SequencePlan], name: str) -> Index | None:

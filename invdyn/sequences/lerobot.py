@@ -101,10 +101,10 @@ class LerobotReader(FileReader):
         """Return the Parquet files with the rows."""
         return find_files(files.join(self.path, DATA_FOLDER), (SUFFIX,), recursive=True)
 
-    def inspect(self) -> SequencePlan:
+    def inspect(self, without: Mapping[str, str] | None = None) -> SequencePlan:
         """Read the metadata, each file's footer and its columns of indices; say where they differ."""
         if not files.exists(self.path):
-            return super().inspect()
+            return super().inspect(without)
         if not files.exists(files.join(self.path, INFO)):
             raise DataError(
                 f"not a lerobot recording: {self.path} has no {INFO}; copy the dataset's meta folder beside data"
@@ -112,7 +112,7 @@ class LerobotReader(FileReader):
         info = read_json(files.join(self.path, INFO))
         self._listed = _listed_episodes(self.path)
         self._rows_before = 0
-        plan = super().inspect()
+        plan = super().inspect(without)
         return _with_metadata(plan, info, self._listed, self.path)
 
     def inspect_file(self, path: str) -> SequencePlan:

@@ -13,8 +13,10 @@ import h5py
 import numpy as np
 
 from invdyn.errors import DataError
-from invdyn.sequences.base import EpisodeArrays, SequencePlan, SequenceReader, check_lengths
+from invdyn.sequences.base import EpisodeArrays, Index, SequencePlan
+from invdyn.sequences.file_reader import FAIL, FileReader, changed, plan_file
 from invdyn.sequences.files import HDF5_SUFFIXES, open_hdf5, source_file
+from invdyn.sequences.hdf5 import find_hdf5, first_readable
 
 STATE_KEY = "state"
 ACTION_KEY = "action"
@@ -24,65 +26,74 @@ STATE_ENDS = "meta/state_ends"
 FORMAT_ATTRIBUTE = "invdyn-sequences"
 COLLECTING_MARKER = ".collecting.json"
 
-# What h5py raises on a damaged file, depending on the place of the damage.
 
+class NativeReader(FileReader):
+    """Reads a folder of native shards, or a single shard.
 
-class NativeReader(SequenceReader):
-    """Reads a folder of native shards, or a single shard."""
+    Args:
+        path: folder or file.
+        state_keys: arrays in `data` that make the state.
+        action_key: array in `data` of the actions.
+        on_error: `fail` or `skip`.
+    """
 
     format_name = "native"
+    default_action_key = ACTION_KEY
+    where_it_comes_from = "make it with experiments/collect.py or set buffer_path"
 
-    def __init__(self, path: str | Path, state_keys: Iterable[str] = (STATE_KEY,), action_key: str = ACTION_KEY):
-        self.path = str(path)
-        self.state_keys = tuple(state_keys)
-        self.action_key = action_key
+    def __init__(
+        self,
+        path: str | Path,
+        state_keys: Iterable[str] | None = None,
+        action_key: str | None = None,
+        *,
+        on_error: str = FAIL,
+    ):
+        super().__init__(path, state_keys or (STATE_KEY,), action_key, on_error=on_error)
+        self.keys = tuple(state_keys or (STATE_KEY,))
 
     @classmethod
     def recognises(cls, path: str | Path) -> bool:
-        """Return whether the first shard at `path` has this layout."""
-        shards = find_shards(Path(path))
-        if not shards:
+        """Return whether the first readable shard at `path` has this layout."""
+        first = first_readable(str(path))
+        if first is None:
             return False
-        try:
-            with open_hdf5(str(shards[0])) as file:
-                return DATA_GROUP in file and EPISODE_ENDS in file
-        except DataError:
-            return False
+        with open_hdf5(first) as file:
+            return DATA_GROUP in file and EPISODE_ENDS in file
 
-    def inspect(self) -> SequencePlan:
-        """Read the episode ends of every shard."""
+    def find(self) -> list[str]:
+        """Return the shards."""
         root = Path(self.path)
-        if not root.exists():
-            raise DataError(f"recording not found: {root}; make it with experiments/collect.py or set buffer_path")
         if (root / COLLECTING_MARKER).exists():
             raise DataError(
                 f"recording is unfinished: {root} holds {COLLECTING_MARKER}; run experiments/collect.py again"
             )
-        shards = find_shards(root)
+        shards = find_hdf5(self.path)
         if not shards:
             raise DataError(f"recording has no shards: no file ending in {' or '.join(HDF5_SUFFIXES)} in {root}")
-        base = root if root.is_dir() else root.parent
-        found = [self._inspect_shard(shard) for shard in shards]
-        dims = {(f.state_dim, f.action_dim) for f in found}
-        if len(dims) > 1:
-            other = next(i for i, f in enumerate(found) if (f.state_dim, f.action_dim) != dims_of(found[0]))
-            raise DataError(
-                f"all shards must have the same dimensions: {shards[0].name} has state, action {dims_of(found[0])}, "
-                f"{shards[other].name} has {dims_of(found[other])}"
+        return shards
+
+    def inspect_file(self, path: str) -> SequencePlan:
+        """Read the episode ends of a shard."""
+        with open_hdf5(path) as file:
+            action_ends, state_ends = _ends(file, path)
+            datasets = {key: _numeric_dataset(file, key, path) for key in (*self.keys, self.action_key)}
+            for key, dataset in datasets.items():
+                ends, name = (action_ends, EPISODE_ENDS) if key == self.action_key else (state_ends, STATE_ENDS)
+                if len(dataset) != ends[-1]:
+                    raise DataError(
+                        f"lengths disagree: {path}: {DATA_GROUP}/{key} has {len(dataset)} rows, {name} ends at "
+                        f"{ends[-1]}"
+                    )
+            num_states, num_actions = np.diff(state_ends), np.diff(action_ends)
+            _check_lengths(num_states, num_actions, path)
+            return plan_file(
+                source_file(path, self.path),
+                num_states=num_states,
+                num_actions=num_actions,
+                dims=(sum(_width(datasets[key]) for key in self.keys), _width(datasets[self.action_key])),
+                attributes=_attributes(file.attrs),
             )
-        counts = [shard.num_episodes for shard in found]
-        return check_lengths(
-            SequencePlan(
-                files=tuple(source_file(str(shard), str(base)) for shard in shards),
-                file_index=np.repeat(np.arange(len(shards)), counts),
-                episode_index=np.concatenate([np.arange(n) for n in counts]),
-                num_states=np.concatenate([f.num_states for f in found]),
-                num_actions=np.concatenate([f.num_actions for f in found]),
-                state_dim=found[0].state_dim,
-                action_dim=found[0].action_dim,
-                attributes=found[0].attributes,
-            )
-        )
 
     def read(self, plan: SequencePlan) -> EpisodeArrays:
         """Read each array of the planned episodes in one slice."""
@@ -92,54 +103,28 @@ class NativeReader(SequenceReader):
             action_ends, state_ends = _ends(file, path)
             found = [np.diff(ends)[first : last + 1] for ends in (state_ends, action_ends)]
             if not (np.array_equal(found[0], plan.num_states) and np.array_equal(found[1], plan.num_actions)):
-                raise DataError(f"recording changed while it was read: {path}; run the command again")
+                raise changed(path)
             states = slice(int(state_ends[first]), int(state_ends[last + 1]))
             actions = slice(int(action_ends[first]), int(action_ends[last + 1]))
-            columns = [_rows(file[f"{DATA_GROUP}/{key}"][states]) for key in self.state_keys]
+            columns = [_rows(file[f"{DATA_GROUP}/{key}"][states]) for key in self.keys]
             action = _rows(file[f"{DATA_GROUP}/{self.action_key}"][actions])
         return EpisodeArrays(columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1), action)
 
-    def _inspect_shard(self, path: Path) -> SequencePlan:
-        with open_hdf5(str(path)) as file:
-            action_ends, state_ends = _ends(file, str(path))
-            datasets = {key: _numeric_dataset(file, key, str(path)) for key in (*self.state_keys, self.action_key)}
-            for key, dataset in datasets.items():
-                ends, name = (action_ends, EPISODE_ENDS) if key == self.action_key else (state_ends, STATE_ENDS)
-                if len(dataset) != ends[-1]:
-                    raise DataError(
-                        f"lengths disagree: {path}: {DATA_GROUP}/{key} has {len(dataset)} rows, {name} ends at "
-                        f"{ends[-1]}"
-                    )
-            num_states, num_actions = np.diff(state_ends), np.diff(action_ends)
-            wrong = np.flatnonzero((num_states != num_actions + 1) & (num_states != num_actions))
-            if len(wrong):
-                raise DataError(
-                    f"lengths disagree: {path}: episode {wrong[0]} has {num_states[wrong[0]]} states and "
-                    f"{num_actions[wrong[0]]} actions; T actions need T + 1 states (or T, the last action then unused)"
-                )
-            return SequencePlan(
-                files=(),
-                file_index=np.zeros(len(num_states), dtype=np.int64),
-                episode_index=np.arange(len(num_states)),
-                num_states=num_states,
-                num_actions=num_actions,
-                state_dim=sum(_width(datasets[key]) for key in self.state_keys),
-                action_dim=_width(datasets[self.action_key]),
-                attributes=_attributes(file.attrs),
-            )
 
-
-def dims_of(plan: SequencePlan) -> tuple[int, int]:
-    """Return (state_dim, action_dim)."""
-    return plan.state_dim, plan.action_dim
-
-
-def find_shards(root: Path) -> list[Path]:
-    """Return the shard files of a folder in name order, or the file itself."""
-    if root.is_file():
-        return [root]
-    # Temporary names of half-written shards start with a dot.
-    return sorted(p for p in root.glob("*") if p.suffix in HDF5_SUFFIXES and not p.name.startswith("."))
+def _check_lengths(num_states: Index, num_actions: Index, path: str) -> None:
+    wrong = np.flatnonzero((num_states != num_actions + 1) & (num_states != num_actions))
+    if len(wrong):
+        raise DataError(
+            f"lengths disagree: {path}: episode {wrong[0]} has {num_states[wrong[0]]} states and "
+            f"{num_actions[wrong[0]]} actions; T actions need T + 1 states (or T, the last action then unused)"
+        )
+    short = np.flatnonzero((num_states < 2) | (num_actions < 1))
+    if len(short):
+        raise DataError(
+            f"an episode must hold at least 2 states and 1 action: {path}: episode {short[0]} has "
+            f"{num_states[short[0]]} states and {num_actions[short[0]]} actions ({len(short)} such episodes); "
+            "remove it from the recording"
+        )
 
 
 def _ends(file: h5py.File, path: str) -> tuple[np.ndarray, np.ndarray]:

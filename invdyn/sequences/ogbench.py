@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,10 +59,10 @@ class OgbenchReader(FileReader):
         validation = self.path.removesuffix(SUFFIX) + VALIDATION_SUFFIX
         return [self.path, validation] if files.exists(validation) else [self.path]
 
-    def inspect(self) -> SequencePlan:
+    def inspect(self, without: Mapping[str, str] | None = None) -> SequencePlan:
         """Inspect the files; only with a validation file does the recording give splits."""
         self._gives_split = files.exists(self.path) and any(path.endswith(VALIDATION_SUFFIX) for path in self.find())
-        return super().inspect()
+        return super().inspect(without)
 
     def inspect_file(self, path: str) -> SequencePlan:
         """Read the headers of the arrays, and `terminals`."""

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from invdyn.errors import DataError
-from invdyn.sequences.base import EpisodeArrays, SequencePlan, SourceFile, check_finite, check_lengths
+from invdyn.sequences.base import EpisodeArrays, SequencePlan, SourceFile, check_finite
 
 
 def plan_of(num_states: list[int], num_actions: list[int], file_index: list[int] | None = None) -> SequencePlan:
@@ -35,20 +35,6 @@ def test_slices_keep_identities_and_one_file_each(files: list[int], data: st.Dat
     pieces = part.by_file()
     assert all(len(piece.files) == 1 for piece in pieces)
     assert [piece.episode_id(i) for piece in pieces for i in range(piece.num_episodes)] == identities[first:stop]
-
-
-@pytest.mark.parametrize(
-    ("states", "actions", "message"),
-    [
-        ([], [], "at least one episode, found none"),
-        ([3, 1, 1], [2, 0, 0], r"/data/a\.hdf5: episode 1 has 1 states and 0 actions \(2 such episodes\); remove"),
-        ([3, 0], [2, 0], "episode 1 has 0 states"),
-        ([2], [0], "episode 0 has 2 states and 0 actions"),
-    ],
-)
-def test_short_episodes(states: list[int], actions: list[int], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        check_lengths(plan_of(states, actions))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

@@ -68,10 +68,8 @@ CASES = {
     "zarr_zip": Case("diffusion_policy", writers.write_zarr_zip, False, "state", "buffer.zarr.zip"),
     "csv": Case("csv", writers.write_csv, True, "x", "state_0.csv"),
 }
-FOREIGN = {name: case for name, case in CASES.items() if name != "native"}
 
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-every_foreign_case = pytest.mark.parametrize("case", FOREIGN.values(), ids=FOREIGN.keys())
 
 
 def expected_rows(case: Case, episodes: list[Episode]) -> tuple[list[Any], list[Any], list[Any]]:
@@ -125,7 +123,7 @@ def test_a_slice_of_the_plan_reads_the_same_rows(case: Case, data: st.DataObject
     np.testing.assert_array_equal(arrays.action, whole.action[actions])
 
 
-@every_foreign_case
+@every_case
 def test_one_row_episodes_are_no_transitions_and_stay_apart(case: Case, tmp_path: Path) -> None:
     if case.extra_state:
         pytest.skip("an episode of one action has a transition in this format")
@@ -217,11 +215,11 @@ def test_zero_episodes(case: Case, tmp_path: Path) -> None:
         open_sequences(str(path), format_name=case.format_name).inspect()
 
 
-@every_foreign_case
+@every_case
 def test_zero_transitions(case: Case, tmp_path: Path) -> None:
     length = 0 if case.extra_state else 1
     path = case.write(tmp_path, make_episodes([length, length]))
-    with pytest.raises(DataError, match=r"at least one (transition|episode), found none|0 rows|at least one episode"):
+    with pytest.raises(DataError, match=r"at least (one (transition|episode)|2 states and 1 action)"):
         open_sequences(str(path), format_name=case.format_name).inspect()
 
 
@@ -371,7 +369,7 @@ def write_many(case: Case, folder: Path) -> tuple[Path, Path]:
     return path, bad
 
 
-@every_foreign_case
+@every_case
 def test_one_bad_file_among_many(case: Case, tmp_path: Path) -> None:
     if case.format_name == "minari":
         pytest.skip("a Minari dataset is one file")
@@ -386,7 +384,7 @@ def test_one_bad_file_among_many(case: Case, tmp_path: Path) -> None:
     assert len(read_all(reader, plan).state) == plan.num_states.sum()
 
 
-@every_foreign_case
+@every_case
 def test_skipping_every_file_is_an_error(case: Case, tmp_path: Path) -> None:
     path = case.write(tmp_path, make_episodes([5]))
     (tmp_path / case.file).write_bytes(b"")
@@ -394,7 +392,7 @@ def test_skipping_every_file_is_an_error(case: Case, tmp_path: Path) -> None:
         open_sequences(str(path), format_name=case.format_name, options={"on_error": "skip"}).inspect()
 
 
-@every_foreign_case
+@every_case
 def test_file_that_shrank_after_planning(case: Case, tmp_path: Path) -> None:
     path = case.write(tmp_path, make_episodes([5, 9]))
     reader = open_sequences(str(path))

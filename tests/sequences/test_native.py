@@ -140,6 +140,26 @@ def test_shards_that_contradict_themselves(tmp_path: Path, arrays: dict[str, Any
         NativeReader(tmp_path).inspect()
 
 
+@pytest.mark.parametrize(
+    ("state_ends", "action_ends", "message"),
+    [
+        ([3, 4, 5], [2, 2, 2], r"a\.hdf5: episode 1 has 1 states and 0 actions \(2 such episodes\); remove it from"),
+        ([3, 3], [2, 2], "episode 1 has 0 states"),
+        ([1, 4], [1, 3], "episode 0 has 1 states and 1 actions"),
+    ],
+)
+def test_short_episodes(tmp_path: Path, state_ends: list[int], action_ends: list[int], message: str) -> None:
+    arrays = {
+        "data/state": np.zeros((state_ends[-1], 3)),
+        "data/action": np.zeros((action_ends[-1], 2)),
+        "meta/state_ends": np.array(state_ends),
+        "meta/episode_ends": np.array(action_ends),
+    }
+    write_shard(tmp_path / "a.hdf5", [], arrays=arrays)
+    with pytest.raises(DataError, match=f"at least 2 states and 1 action: .*{message}"):
+        NativeReader(tmp_path).inspect()
+
+
 @pytest.mark.parametrize("missing", ["meta/episode_ends", "data/action", "data/state"])
 def test_missing_keys_are_told_with_those_found(tmp_path: Path, missing: str) -> None:
     write_shard(tmp_path / "a.hdf5", make_episodes([2, 4]), without=[missing])
@@ -150,7 +170,7 @@ def test_missing_keys_are_told_with_those_found(tmp_path: Path, missing: str) ->
 def test_shards_of_different_dimensions(tmp_path: Path) -> None:
     for name, dim in (("a", 3), ("b", 3), ("c", 4)):
         write_shard(tmp_path / f"{name}.hdf5", make_episodes([2], state_dim=dim))
-    with pytest.raises(DataError, match=r"a\.hdf5 has state, action \(3, 2\), c\.hdf5 has \(4, 2\)"):
+    with pytest.raises(DataError, match=r"a\.hdf5 has state, action \(3, 2\), .*/c\.hdf5 has \(4, 2\)"):
         NativeReader(tmp_path).inspect()
 
 
