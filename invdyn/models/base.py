@@ -108,6 +108,19 @@ class InverseDynamics(nn.Module, ABC):
             "samples (energy score)"
         )
 
+    def _targets_from_noise(  # not abstract: some models draw in another way
+        self,
+        context: Float[Tensor, "batch context"],  # noqa: ARG002
+        noise: Float[Tensor, "samples batch noise"],  # noqa: ARG002
+        num_inference_steps: int | None,  # noqa: ARG002
+        solver: str | None,  # noqa: ARG002
+    ) -> Float[Tensor, "samples batch target"]:
+        """Return the targets that noise becomes; a point model ignores its values."""
+        raise ConfigError(
+            f"the model must be a map from noise to actions (flows and point models are), {type(self).__name__} is "
+            "none; use `sample`"
+        )
+
     def fit_normalization(self, moments: Moments) -> None:
         """Set the normalisation from the moments of [features, action] over the training rows.
 
@@ -166,7 +179,8 @@ class InverseDynamics(nn.Module, ABC):
             DataError: when a shape does not fit the model.
         """
         window_dim = (self.history + 1) * self.state_dim
-        if state.shape[1:] != (window_dim,) or next_state.shape != (len(state), self.state_dim):
+        # Not len(): it would fix the batch size of an exported program.
+        if state.shape[1:] != (window_dim,) or next_state.shape != (state.shape[0], self.state_dim):
             raise DataError(
                 f"state and next_state must be (batch, {window_dim}) and (batch, {self.state_dim}), got "
                 f"{tuple(state.shape)} and {tuple(next_state.shape)}; use the dataset that the model was built for"
@@ -188,6 +202,11 @@ class InverseDynamics(nn.Module, ABC):
     def action_shape(self) -> tuple[int, ...]:
         """Shape of the action of one row: (action_dim,), or (horizon, action_dim) when horizon > 1."""
         return (self.horizon, self.action_dim) if self.horizon > 1 else (self.action_dim,)
+
+    @property
+    def noise_dim(self) -> int:
+        """Columns of the noise that `sample_from` takes."""
+        return self.target_dim
 
     @property
     def device(self) -> torch.device:
@@ -247,6 +266,35 @@ class InverseDynamics(nn.Module, ABC):
             raise ConfigError(f"num_samples must be 1 or more, got {num_samples}")
         context, mean = self.encode_transition(state, next_state)
         return self.decode(self._sample_targets(context, num_samples, num_inference_steps, solver, generator), mean)
+
+    def sample_from(
+        self,
+        state: Float[Tensor, "batch window_dim"],
+        next_state: Float[Tensor, "batch state_dim"],
+        noise: Float[Tensor, "samples batch noise"],
+        *,
+        num_inference_steps: int | None = None,
+        solver: str | None = None,
+    ) -> Float[Tensor, "samples batch *horizon action_dim"]:
+        """Return the actions that given noise becomes: `sample` without its draw, differentiable and exportable.
+
+        Args:
+            state: as in `sample`.
+            next_state: as in `sample`.
+            noise: (num_samples, batch, noise_dim) of N(0, I); a point model ignores its values.
+            num_inference_steps: as in `sample`.
+            solver: as in `sample`.
+
+        Returns:
+            (num_samples, batch, [horizon,] action_dim) float32, physical units.
+
+        Raises:
+            DataError: when a shape does not fit the model.
+            ConfigError: when the model has no map from noise to actions, the number of steps is below 1, or the solver
+                is unknown.
+        """
+        context, mean = self.encode_transition(state, next_state)
+        return self.decode(self._targets_from_noise(context, noise, num_inference_steps, solver), mean)
 
     def log_prob(
         self,

@@ -42,6 +42,11 @@ class WithConstantDims(InverseDynamics):
         self.register_buffer("action_values", values)
         self.inner = inner
 
+    @property
+    def noise_dim(self) -> int:
+        """Columns of the inner model's noise."""
+        return self.inner.noise_dim
+
     def encode(
         self,
         state: Float[Tensor, "batch window_dim"],
@@ -96,6 +101,15 @@ class WithConstantDims(InverseDynamics):
         generator: torch.Generator | None,
     ) -> Float[Tensor, "samples batch target"]:
         return self.inner._sample_targets(context, num_samples, num_inference_steps, solver, generator)
+
+    def _targets_from_noise(
+        self,
+        context: Float[Tensor, "batch context"],
+        noise: Float[Tensor, "samples batch noise"],
+        num_inference_steps: int | None,
+        solver: str | None,
+    ) -> Float[Tensor, "samples batch target"]:
+        return self.inner._targets_from_noise(context, noise, num_inference_steps, solver)
 
     def _drop(self, state: Float[Tensor, "batch columns"]) -> Float[Tensor, "batch kept"]:
         """Leave the constant dimensions out of one state, or of each state of a window.

@@ -109,11 +109,21 @@ class FlowInverseDynamics(InverseDynamics):
         solver: str | None,
         generator: torch.Generator | None,
     ) -> Float[Tensor, "samples batch target"]:
-        steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
-        _check_steps(steps)
         shape = (num_samples, len(context), self.target_dim)
         x_0 = torch.randn(shape, generator=generator, device=context.device)
-        return get_solver(solver or self.solver).integrate(self._velocity(context), x_0, steps)
+        return self._targets_from_noise(context, x_0, num_inference_steps, solver)
+
+    @override
+    def _targets_from_noise(
+        self,
+        context: Float[Tensor, "batch context"],
+        noise: Float[Tensor, "samples batch noise"],
+        num_inference_steps: int | None,
+        solver: str | None,
+    ) -> Float[Tensor, "samples batch target"]:
+        steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
+        _check_steps(steps)
+        return get_solver(solver or self.solver).integrate(self._velocity(context), noise, steps)
 
     def _velocity(self, context: Float[Tensor, "batch context"]) -> Velocity:
         """Return the velocity field of fixed transitions; the work that depends on them alone is done once, here."""

@@ -49,3 +49,13 @@ class LinearInverse(InverseDynamics):
         generator: torch.Generator | None,
     ) -> Float[Tensor, "samples batch target"]:
         return context.new_zeros(num_samples, len(context), self.target_dim)
+
+    @override
+    def _targets_from_noise(
+        self,
+        context: Float[Tensor, "batch context"],
+        noise: Float[Tensor, "samples batch noise"],
+        num_inference_steps: int | None,
+        solver: str | None,
+    ) -> Float[Tensor, "samples batch target"]:
+        return torch.zeros_like(noise)

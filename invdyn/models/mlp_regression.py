@@ -75,3 +75,14 @@ class MLPRegression(InverseDynamics):
     ) -> Float[Tensor, "samples batch target"]:
         prediction: Tensor = self.network(context)
         return prediction.expand(num_samples, -1, -1)
+
+    @override
+    def _targets_from_noise(
+        self,
+        context: Float[Tensor, "batch context"],
+        noise: Float[Tensor, "samples batch noise"],
+        num_inference_steps: int | None,
+        solver: str | None,
+    ) -> Float[Tensor, "samples batch target"]:
+        prediction: Tensor = self.network(context)
+        return prediction.expand(noise.shape[0], -1, -1)

@@ -30,6 +30,9 @@ def test_actions_are_those_of_the_inner_model_and_the_constants(history: int, ho
     assert (predicted[..., 0] == -0.5).all()
     assert (predicted[..., 2] == 0.25).all()
     torch.testing.assert_close(predicted[..., [1]], inner.sample(kept[0], kept[2], 2), rtol=0, atol=0)
+    noise = torch.randn(2, 50, model.noise_dim, generator=generator)
+    assert noise.shape[-1] == inner.target_dim
+    torch.testing.assert_close(model.sample_from(full.reshape(50, -1), after, noise), predicted, rtol=0, atol=0)
     torch.testing.assert_close(model.loss(full.reshape(50, -1), action, after), inner.loss(*kept), rtol=0, atol=0)
     with pytest.raises(DataError, match=r"^state and next_state must hold whole states of 4 numbers"):
         model.sample(full.reshape(50, -1)[:, :3], after)

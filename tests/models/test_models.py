@@ -118,6 +118,17 @@ def test_the_generator_decides_the_samples(name: str) -> None:
     assert torch.equal(*losses)
 
 
+@every_model
+def test_sampling_is_the_map_of_drawn_noise(name: str) -> None:
+    rows = make_rows()
+    model = fitted(name, rows)
+    noise = torch.randn(4, len(rows.state), model.noise_dim, generator=seeded(3))
+    expected = model.sample(rows.state, rows.next_state, 4, num_inference_steps=2, generator=seeded(3))
+    found = model.sample_from(rows.state, rows.next_state, noise, num_inference_steps=2)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, check_stride=False)
+    assert found.requires_grad == model.trainable
+
+
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in ("unet_reference", "mlp_raw_base")])
 def test_predictions_keep_the_units_of_the_data(name: str) -> None:
     rows = make_rows()
