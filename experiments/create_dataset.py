@@ -6,6 +6,8 @@ python experiments/create_dataset.py --config configs/dataset/pendulum_integrabl
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 
 from common import add_common_arguments, connect, positive_int, run_command
@@ -16,8 +18,8 @@ from invdyn.doctor.findings import summarize
 from invdyn.evaluation.plots import plot_distributions
 from invdyn.progress import Progress
 from invdyn.transitions.dataset_config import DatasetConfig
-from invdyn.transitions.extract import create_dataset
-from invdyn.transitions.plan import SPLITS, ExtractionPlan
+from invdyn.transitions.extract import Listener, create_dataset
+from invdyn.transitions.plan import SPLITS
 from invdyn.transitions.store import TransitionStore
 
 SMOKE_SAMPLES = 1000
@@ -47,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
         "--max_samples", type=positive_int, metavar="N", help="exact number of transitions of all splits"
     )
     parser.add_argument(
-        "--on_error", choices=("fail", "skip"), default="fail", help="at a file that cannot be read (default: fail)"
+        "--on_error", choices=("fail", "skip"), default="fail", help="at a damaged file (default: fail)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier dataset in the same folder")
     add_common_arguments(parser)
@@ -55,24 +57,47 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def extract(config: DatasetConfig, max_samples: int | None, args: argparse.Namespace) -> TransitionStore:
-    """Run the extraction with a progress bar; Ray starts only when the plan is sound."""
-    with ExitStack() as stack:
-        bars: list[Progress] = []
-
-        def start(plan: ExtractionPlan) -> None:
-            connect(args, uses_data=True)
-            bars.append(stack.enter_context(Progress(plan.num_rows, f"extract {config.name}", "transitions")))
-
+    """Run the extraction with progress bars; Ray starts only when the plan is sound."""
+    with Bars(config.name, args) as bars:
         return create_dataset(
             config,
             max_samples=max_samples,
             overwrite=args.overwrite,
             local=args.local,
             num_workers=args.num_workers,
-            on_scan=lambda: connect(args, uses_data=True),
-            on_plan=start,
-            on_rows=lambda rows: bars[0].update(rows),  # noqa: PLW0108 - there is no bar before the plan
+            listener=Listener(
+                on_scan=lambda tasks: bars.start(tasks, "scan", "parts"),
+                on_scanned=lambda: bars.update(1),
+                on_plan=lambda plan: bars.start(plan.num_rows, "extract", "transitions"),
+                on_rows=bars.update,
+                on_skip=bars.report,
+            ),
         )
+
+
+class Bars(ExitStack):
+    """One progress bar at a time; Ray starts with the first."""
+
+    def __init__(self, name: str, args: argparse.Namespace) -> None:
+        super().__init__()
+        self._name, self._args = name, args
+        self._bar: Progress | None = None
+
+    def start(self, total: int, verb: str, unit: str) -> None:
+        """End the last bar and show the next."""
+        self.close()
+        connect(self._args, uses_data=True)
+        self._bar = self.enter_context(Progress(total, f"{verb} {self._name}", unit))
+
+    def update(self, count: int) -> None:
+        """Count finished work."""
+        assert self._bar is not None, "work was done before any was planned"
+        self._bar.update(count)
+
+    def report(self, damaged: Mapping[str, str]) -> None:
+        """Say that files are left out."""
+        self.close()
+        print(f"{len(damaged)} damaged files found; planning again without them", file=sys.stderr)
 
 
 def summary(store: TransitionStore) -> str:
@@ -86,7 +111,9 @@ def summary(store: TransitionStore) -> str:
     if constant is not None and (constant.state or constant.action):
         named = {"state": [dim for dim, _ in constant.state], "action": [dim for dim, _ in constant.action]}
         notes.append(f"constant dimensions left out: {named}; restored at prediction")
-    notes += [f"skipped: {name}: {reason}" for name, reason in store.manifest["skipped_files"].items()]
+    skipped = store.manifest["skipped_files"]
+    notes += [f"skipped: {path}: {reason}" for path, reason in skipped.items()]
+    notes += [f"skipped files: {len(skipped)}"] if skipped else []
     return "\n".join(
         [
             *notes,

@@ -138,6 +138,8 @@ class SequenceReader(ABC):
     """Reads one format. Holds paths and keys only, so that it travels to workers cheaply."""
 
     format_name: str
+    skips_damaged = False
+    """Whether files that cannot be used are left out; otherwise the first is an error."""
 
     @classmethod
     @abstractmethod

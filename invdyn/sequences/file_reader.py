@@ -44,7 +44,7 @@ class FileReader(SequenceReader):
         self.path = str(path)
         self.state_keys = None if state_keys is None else tuple(state_keys)
         self.action_key = action_key or self.default_action_key
-        self.on_error = on_error
+        self.skips_damaged = on_error == SKIP
 
     @abstractmethod
     def find(self) -> list[str]:
@@ -73,12 +73,12 @@ class FileReader(SequenceReader):
                 if reason := (without or {}).get(plan.files[0].path):
                     raise DataError(reason)
             except DataError as error:
-                if self.on_error == FAIL:
+                if not self.skips_damaged:
                     raise
                 skipped[path] = str(error)
             else:
                 plans.append(plan)
-        if self.on_error == SKIP:
+        if self.skips_damaged:
             plans = _of_same_dims(plans, skipped)
         if not plans:
             first = next(iter(skipped.values()))

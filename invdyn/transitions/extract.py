@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from invdyn.errors import ConfigError, DataError
 from invdyn.sequences.base import EpisodeArrays, SequencePlan, SequenceReader
 from invdyn.sequences.registry import open_sequences
 from invdyn.statistics import Moments
+from invdyn.transitions.damage import DamagedFiles, find_damaged
 from invdyn.transitions.dataset_config import DatasetConfig
 from invdyn.transitions.filters import (
     RowFilter,
@@ -32,10 +32,10 @@ from invdyn.transitions.filters import (
     stored_arrays,
 )
 from invdyn.transitions.manifest import extraction_config, make_manifest
+from invdyn.transitions.output_folder import check_output, finish, open_output, save_record, segment_key
 from invdyn.transitions.plan import (
     SPLITS,
     TRAIN,
-    Episodes,
     ExtractionPlan,
     PerEpisode,
     Segment,
@@ -43,17 +43,21 @@ from invdyn.transitions.plan import (
     kept_episodes,
     make_plan,
 )
-from invdyn.transitions.scan import Task, kept_lengths, read_episodes, scan_recording
+from invdyn.transitions.scan import (
+    RunTasks,
+    Scan,
+    Task,
+    count_scans,
+    kept_lengths,
+    read_episodes,
+    scan_recording,
+)
 from invdyn.transitions.store import (
     COLUMNS,
-    MANIFEST,
     SCHEMA_VERSION,
-    TEMPORARY_SUFFIX,
     Part,
     TransitionStore,
-    holds_rows,
     part_name,
-    write_json,
     write_part,
 )
 from invdyn.transitions.windows import Transitions, Window, make_transitions
@@ -61,13 +65,30 @@ from invdyn.transitions.windows import Transitions, Window, make_transitions
 if TYPE_CHECKING:
     import ray.data
 
-PROGRESS_FOLDER = ".progress"
-PLAN_FILE = "plan.json"
-OUR_PART = re.compile(rf"\.?part-\d{{5,}}\.h5(\.\d+{re.escape(TEMPORARY_SUFFIX)})?")
 HASH_CHUNK_BYTES = 8 * 2**20
 
 Record = dict[str, Any]
 OnRows = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Listener:
+    """What is told while a dataset is made, for progress bars; each does nothing by default.
+
+    Attributes:
+        on_scan: called with the number of tasks that look at the recording for the filters, before the first; not
+            where no filter needs it or an earlier run did it.
+        on_scanned: called when one of them is done.
+        on_plan: called with each plan, when all that can be checked beforehand is. Nothing is written before the first.
+        on_rows: called with the number of rows done: first those of an earlier run, then of each finished segment.
+        on_skip: called with the files found to be damaged, and the reason of each, before it is planned without them.
+    """
+
+    on_scan: Callable[[int], None] = lambda tasks: None
+    on_scanned: Callable[[], None] = lambda: None
+    on_plan: Callable[[ExtractionPlan], None] = lambda plan: None
+    on_rows: OnRows = lambda rows: None
+    on_skip: Callable[[Mapping[str, str]], None] = lambda files: None
 
 
 def create_dataset(
@@ -77,31 +98,27 @@ def create_dataset(
     overwrite: bool = False,
     local: bool = False,
     num_workers: int | None = None,
-    on_scan: Callable[[], None] = lambda: None,
-    on_plan: Callable[[ExtractionPlan], None] = lambda plan: None,
-    on_rows: OnRows = lambda rows: None,
+    listener: Listener = Listener(),
 ) -> TransitionStore:
     """Extract the transitions of a recording into `config.transitions_path`.
 
     The rows, their order and the statistics do not depend on `local` or `num_workers`. A run that was killed continues
-    when it is called again with the same arguments.
+    when it is called again with the same arguments. With `format_options: {on_error: skip}` a file that turns out to be
+    damaged is left out, and all is planned again: the dataset is the one of the recording without that file.
 
     Args:
         config: the dataset.
         max_samples: exact number of rows of all splits together; all rows when None or more than there are.
-        overwrite: replace a finished dataset, or one that another plan left unfinished.
+        overwrite: replace a finished dataset, once the new one is whole, or one that another plan left unfinished.
         local: work in this process instead of on Ray (which must otherwise be initialised).
         num_workers: tasks at a time; as many as Ray has CPUs when None.
-        on_scan: called before the recording is read for the filters; not where none needs it.
-        on_plan: called once with the plan, when all that can be checked beforehand is, and before anything is written.
-        on_rows: called with the number of rows done whenever a segment is finished.
+        listener: what is told on the way.
 
     Raises:
         ConfigError: when a path is not on a mounted disk.
         DataError: when the recording is unusable, the folder holds another dataset, or writing fails.
     """
     check_paths(config)
-    output = Path(config.transitions_path)
     reader = open_sequences(
         config.sequence_path,
         format_name=config.format,
@@ -111,32 +128,32 @@ def create_dataset(
     )
     sequences = reader.inspect()
     check_shapes(config, sequences)
-    window = Window(config.gap, config.horizon, config.history)
-    episode_drops = select_episodes(config.filters, sequences)
-    planned = partial(_plan, config, sequences, window, episode_drops)
-    plan = planned(max_samples=None if config.filters.needs_scan else max_samples)
-    plan_hash = hash_plan(config, plan, max_samples)
-    resume = check_output(output, plan_hash, overwrite)
-    run = partial(_run, local=local, num_workers=num_workers)
-    if config.filters.needs_scan:
-        on_scan()
-    keep = kept_episodes(sequences, episode_drops)
-    whole = cut_segments(sequences, plan.split, keep.astype(np.int64), _segment_bytes(config), keep)
-    scan = scan_recording(config.filters, reader, window, sequences, keep, partial(run, segments=whole))
-    if config.filters.needs_scan:
-        plan = planned(max_samples=max_samples, row_drops=scan.row_drops)
-    on_plan(plan)
-    done = open_output(output, plan_hash, resume)
-    todo = [segment for segment in plan.segments if segment.index not in done]
-    on_rows(sum(_rows_of(record) for record in done.values()))
-    for record in run(partial(extract_segment, reader, window, output, scan.row_filter), todo):
-        done[record["index"]] = record
-        on_rows(_rows_of(record))
-    records = [done[segment.index] for segment in plan.segments]
-    check_parts(output, records)
-    write_json(output / MANIFEST, make_manifest(config, plan, scan, records, max_samples), indent=1)
-    _clear_progress(output)
-    return TransitionStore(output)
+    output = Path(config.transitions_path)
+    plan_hash = hash_plan(config, sequences, max_samples)
+    # What cannot be planned is told before the recording is read, or a folder refused.
+    _plan(config, sequences, max_samples=None if config.filters.needs_scan else max_samples)
+    job = check_output(output, plan_hash, overwrite)
+    run = partial(_run, reader=reader, local=local, num_workers=num_workers)
+    damaged, resume = dict(job.damaged), job.resume
+    while True:
+        if damaged:
+            sequences = reader.inspect(damaged)
+        try:
+            scan = _scan(config, reader, sequences, job.saved_scan(damaged), run, listener)
+            plan = _plan(config, sequences, max_samples=max_samples, row_drops=scan.row_drops)
+            listener.on_plan(plan)
+            done = open_output(job, plan.segments, scan, damaged, resume=resume)
+            resume = True
+            records = _extract(reader, plan, scan, job.folder, done, run, listener.on_rows)
+        except DamagedFiles as found:
+            if not found.files.keys() - damaged.keys():
+                raise  # the reader read a file that it was told to leave out
+            damaged |= found.files
+            listener.on_skip(found.files)
+            continue
+        check_parts(job.folder, records)
+        finish(job, make_manifest(config, plan, scan, records, max_samples), records)
+        return TransitionStore(output)
 
 
 def read_transitions(path: str | Path, split: str = "train") -> ray.data.Dataset:
@@ -196,66 +213,18 @@ def check_shapes(config: DatasetConfig, sequences: SequencePlan) -> None:
             )
 
 
-def hash_plan(config: DatasetConfig, plan: ExtractionPlan, max_samples: int | None) -> str:
+def hash_plan(config: DatasetConfig, sequences: SequencePlan, max_samples: int | None) -> str:
     """Return a hash of all that decides which rows go where."""
-    lengths = np.stack([plan.sequences.num_states, plan.sequences.num_actions, plan.sequences.episode_index])
+    lengths = np.stack([sequences.num_states, sequences.num_actions, sequences.episode_index])
     facts = {
         "schema_version": SCHEMA_VERSION,
         "config": extraction_config(config),
         "state_keys": config.state_keys,  # as a list: their order is lost in a sorted mapping
         "max_samples": max_samples,
-        "files": [(file.name, file.size, file.mtime_ns) for file in plan.sequences.files],
+        "files": [(file.name, file.size, file.mtime_ns) for file in sequences.files],
         "lengths": hashlib.sha256(lengths.astype("<i8").tobytes()).hexdigest(),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def check_output(output: Path, plan_hash: str, overwrite: bool) -> bool:
-    """Return whether the output folder holds an earlier run of the same plan, to be continued.
-
-    Raises:
-        DataError: when the folder holds a finished dataset or another plan, and `overwrite` is not set.
-    """
-    finished = (output / MANIFEST).exists()
-    plan_file = output / PROGRESS_FOLDER / PLAN_FILE
-    started = plan_file.exists()
-    same = started and _read_json(plan_file).get("plan_hash") == plan_hash
-    if overwrite:
-        return same and not finished
-    # A run killed after its manifest, before it cleared its progress, is continued too: that only clears it.
-    if finished and not same:
-        raise DataError(f"dataset exists already: {output}; give --overwrite to replace it")
-    if started and not same:
-        raise DataError(
-            f"{output} holds an unfinished dataset with another plan (config, --max_samples or recording changed); "
-            "give --overwrite to replace it"
-        )
-    if not started and (parts := _our_files(output)):
-        raise DataError(
-            f"{output} holds parts of a dataset without {MANIFEST} ({len(parts)} files, first {parts[0].name}); give "
-            "--overwrite to replace them"
-        )
-    return same
-
-
-def open_output(output: Path, plan_hash: str, resume: bool) -> dict[int, Record]:
-    """Prepare the output folder and return the records of finished segments: those of an earlier run, or none.
-
-    Raises:
-        DataError: when the folder cannot be written.
-    """
-    try:
-        if not resume:
-            _remove_dataset(output)
-        for leftover in _our_files(output):
-            if leftover.suffix == TEMPORARY_SUFFIX:
-                leftover.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot clear {output}: {error}; check its permissions or set output_path") from None
-    progress = output / PROGRESS_FOLDER
-    write_json(progress / PLAN_FILE, {"plan_hash": plan_hash})
-    records = [_read_json(path) for path in sorted(progress.glob("segment-*.json"))]
-    return {record["index"]: record for record in records if record and _parts_whole(output, record)}
 
 
 def check_parts(output: Path, records: Iterable[Record]) -> None:
@@ -274,7 +243,7 @@ def check_parts(output: Path, records: Iterable[Record]) -> None:
 
 
 def extract_segment(
-    reader: SequenceReader, window: Window, output: Path, row_filter: RowFilter, segment: Segment
+    reader: SequenceReader, window: Window, folder: Path, row_filter: RowFilter, segment: Segment
 ) -> Record:
     """Extract one segment: read, cut, check, write its parts, and return what the manifest needs of it.
 
@@ -295,7 +264,7 @@ def extract_segment(
             act = (np.cumsum(num_actions) - num_actions)[rows.episode - segment.first_episode] + rows.step
             record["clipped_rows"] += count_clipped(row_filter.clip_to, arrays.action, act, window.horizon)
         name = part_name(split, segment.index)
-        write_part(output / name, rows)
+        write_part(folder / name, rows)
         record["parts"][split] = asdict(Part(name, len(rows), hash_rows(rows)))
         if index == TRAIN:
             record["moments"] = Moments.of_transitions(rows.state, rows.action, rows.next_state).to_json()
@@ -303,7 +272,6 @@ def extract_segment(
         {"name": file.name, "size": file.size, "xxh3_128": hash_files(reader.source_paths(file))}
         for file in (segment.sequences.files[i] for i in segment.hash_files)
     ]
-    write_json(output / PROGRESS_FOLDER / f"segment-{segment.index:05d}.json", record)
     return record
 
 
@@ -345,41 +313,101 @@ def hash_files(paths: Iterable[str]) -> str:
 def _plan(
     config: DatasetConfig,
     sequences: SequencePlan,
-    window: Window,
-    episode_drops: Mapping[str, Episodes],
     *,
     max_samples: int | None,
     row_drops: Mapping[str, PerEpisode] | None = None,
 ) -> ExtractionPlan:
     return make_plan(
         sequences,
-        window,
+        Window(config.gap, config.horizon, config.history),
         dataset_name=config.name,
         val_ratio=config.val_ratio,
         test_ratio=config.test_ratio,
         recorded_splits=config.splits == "recorded",
         max_samples=max_samples,
         segment_bytes=_segment_bytes(config),
-        episode_drops=episode_drops,
+        episode_drops=select_episodes(config.filters, sequences),
         row_drops=row_drops,
     )
+
+
+def _scan(
+    config: DatasetConfig,
+    reader: SequenceReader,
+    sequences: SequencePlan,
+    saved: Scan | None,
+    run: RunTasks,
+    listener: Listener,
+) -> Scan:
+    """Return what the filters come to, from an earlier run where it got so far."""
+    if saved is not None:
+        return saved
+    window = Window(config.gap, config.horizon, config.history)
+    keep = kept_episodes(sequences, select_episodes(config.filters, sequences))
+    segments = cut_segments(sequences, keep.astype(np.int64), keep.astype(np.int64), _segment_bytes(config), keep)
+    if config.filters.needs_scan:
+        listener.on_scan(count_scans(config.filters, len(segments)))
+
+    def run_counted(task: Task, some: Sequence[Segment]) -> Iterator[Record]:
+        for record in run(task, some):
+            listener.on_scanned()
+            yield record
+
+    return scan_recording(config.filters, reader, window, sequences, keep, segments, run_counted)
+
+
+def _extract(
+    reader: SequenceReader,
+    plan: ExtractionPlan,
+    scan: Scan,
+    folder: Path,
+    done: dict[int, Record],
+    run: RunTasks,
+    on_rows: OnRows,
+) -> list[Record]:
+    """Extract the segments that are not done, and return the records of all in plan order."""
+    on_rows(sum(_rows_of(record) for record in done.values()))
+    todo = [segment for segment in plan.segments if segment.index not in done]
+    keys = {segment.index: segment_key(segment, scan) for segment in todo}
+    extract = partial(extract_segment, reader, plan.window, folder, scan.row_filter)
+    for record in run(partial(_extract_and_save, extract, folder, keys), todo):
+        done[record["index"]] = record
+        on_rows(_rows_of(record))
+    return [done[segment.index] for segment in plan.segments]
+
+
+def _extract_and_save(extract: Task, folder: Path, keys: Mapping[int, str], segment: Segment) -> Record:
+    record = {**extract(segment), "key": keys[segment.index]}
+    save_record(folder, record)
+    return record
 
 
 def _segment_bytes(config: DatasetConfig) -> int:
     return int(config.part_size_mb * 2**20)
 
 
-def _run(task: Task, segments: Sequence[Segment], *, local: bool, num_workers: int | None) -> Iterator[Record]:
+def _run(
+    task: Task, segments: Sequence[Segment], *, reader: SequenceReader, local: bool, num_workers: int | None
+) -> Iterator[Record]:
     """Run a task for each segment and yield the records as they come.
 
     Raises:
+        DamagedFiles: after the last one, when damaged files are skipped: all of them that the tasks met.
         DataError: the first that a task met.
     """
-    records = (_record_or_error(task, s) for s in segments) if local else _run_on_ray(task, segments, num_workers)
+    answer = partial(_record_or_error, reader, task)
+    records = map(answer, segments) if local else _run_on_ray(answer, segments, num_workers)
+    damaged: dict[int, dict[str, str]] = {}
     for record in records:
-        if "error" in record:
+        if record.get("damaged"):
+            damaged[record["index"]] = record["damaged"]
+        elif "error" in record:
             raise DataError(record["error"])
-        yield record
+        else:
+            yield record
+    if damaged:
+        in_order = [damaged[index] for index in sorted(damaged, reverse=True)]
+        raise DamagedFiles({path: reason for files in in_order for path, reason in files.items()})
 
 
 def _run_on_ray(task: Task, segments: Sequence[Segment], num_workers: int | None) -> Iterator[Record]:
@@ -389,58 +417,24 @@ def _run_on_ray(task: Task, segments: Sequence[Segment], num_workers: int | None
     import ray.data
 
     by_index = {segment.index: segment for segment in segments}
+    at_once = num_workers and min(num_workers, len(segments))
 
     def run(row: dict[str, Any]) -> dict[str, str]:
-        return {"record": json.dumps(_record_or_error(task, by_index[row["segment"]]))}
+        return {"record": json.dumps(task(by_index[row["segment"]]))}
 
     dataset = ray.data.from_items([{"segment": index} for index in by_index], override_num_blocks=len(segments))
-    for row in dataset.map(run, num_cpus=1, concurrency=num_workers).iter_rows():
+    for row in dataset.map(run, num_cpus=1, concurrency=at_once).iter_rows():
         yield json.loads(row["record"])
 
 
-def _record_or_error(task: Task, segment: Segment) -> Record:
+def _record_or_error(reader: SequenceReader, task: Task, segment: Segment) -> Record:
     # Bad data is an answer, not a fault of the worker: raised there, Ray would retry and wrap it.
     try:
         return task(segment)
     except DataError as error:
-        return {"index": segment.index, "error": str(error)}
+        damaged = find_damaged(reader, segment.sequences, segment.keep) if reader.skips_damaged else {}
+        return {"index": segment.index, "error": str(error), "damaged": damaged}
 
 
 def _rows_of(record: Record) -> int:
     return sum(int(part["rows"]) for part in record["parts"].values())
-
-
-def _read_json(path: Path) -> Record:
-    """Return a progress file, or nothing where it is damaged: its work is then done again."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
-def _parts_whole(output: Path, record: Record) -> bool:
-    # Records are flushed to disk, parts are not: after a power cut a part may be there in name only.
-    return all(holds_rows(output / part["file"], part["rows"]) for part in record["parts"].values())
-
-
-def _our_files(output: Path) -> list[Path]:
-    """Return the parts in a folder, half-written ones included."""
-    found = [path for split in SPLITS for path in sorted((output / split).glob("*")) if OUR_PART.fullmatch(path.name)]
-    return found + sorted(output.glob(f".{MANIFEST}.*{TEMPORARY_SUFFIX}"))
-
-
-def _remove_dataset(output: Path) -> None:
-    """Remove what this module writes, and nothing else: the manifest first, so that the dataset is never half right."""
-    (output / MANIFEST).unlink(missing_ok=True)
-    for path in _our_files(output):
-        path.unlink(missing_ok=True)
-    _clear_progress(output)
-
-
-def _clear_progress(output: Path) -> None:
-    progress = output / PROGRESS_FOLDER
-    for path in progress.glob("*"):
-        path.unlink(missing_ok=True)
-    if progress.is_dir():
-        progress.rmdir()

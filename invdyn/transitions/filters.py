@@ -6,7 +6,7 @@ counted under one reason, the first that applies in the order of `EPISODE_REASON
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -196,8 +196,8 @@ def select_episodes(filters: FiltersConfig, sequences: SequencePlan) -> dict[str
     lists = filters.episodes
     if lists.include is not None or lists.exclude:
         names = np.array([sequences.episode_id(episode) for episode in range(sequences.num_episodes)])
-        _check_listed(names, "include", lists.include or ())
-        _check_listed(names, "exclude", lists.exclude)
+        _check_listed(names, "include", lists.include or (), sequences.skipped)
+        _check_listed(names, "exclude", lists.exclude, sequences.skipped)
         if lists.include is not None:
             found[NOT_INCLUDED] = ~np.isin(names, lists.include)
         if lists.exclude:
@@ -214,17 +214,23 @@ def select_episodes(filters: FiltersConfig, sequences: SequencePlan) -> dict[str
     return disjoint(found)
 
 
-def _check_listed(names: np.ndarray, key: str, listed: Sequence[str]) -> None:
-    unknown = [name for name in listed if name not in set(names.tolist())]
+def _check_listed(names: np.ndarray, key: str, listed: Sequence[str], skipped: Collection[str]) -> None:
+    known = names.tolist()
+    known_set = set(known)
+    unknown = [name for name in listed if name not in known_set and not _is_in(name, skipped)]
     if unknown:
-        known = names.tolist()
-        hint = nearest(unknown[0], known) if len(known) <= 1000 else nearest(unknown[0], known[:1000])
+        hint = nearest(unknown[0], known[:1000])
         if not hint.startswith("did"):
             hint = f"the first of {len(known)} is {known[0]!r}"
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         raise DataError(
             f"filters: episodes: {key} must name episodes of the recording; {unknown[0]!r} is none{more}; {hint}"
         )
+
+
+def _is_in(name: str, paths: Collection[str]) -> bool:
+    """Return whether the file that an episode's name begins with is one of `paths`."""
+    return any(f"/{path}".endswith(f"/{name.rpartition(':')[0]}") for path in paths)
 
 
 def disjoint(masks: Mapping[str, Bool[np.ndarray, "..."]]) -> dict[str, Bool[np.ndarray, "..."]]:

@@ -5,7 +5,7 @@ Scans go through the same segments as the extraction, on any number of workers, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -38,8 +38,8 @@ SCALE_STATES = 200_000
 PerEpisode = Int[np.ndarray, "episodes"]
 Record = dict[str, Any]
 Task = Callable[[Segment], Record]
-RunTasks = Callable[[Task], Iterator[Record]]
-"""Runs a task for every segment and yields the records in any order; raises on the first that failed."""
+RunTasks = Callable[[Task, Sequence[Segment]], Iterable[Record]]
+"""Runs a task for every segment and yields the records in any order; raises when one failed."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,49 @@ class Scan:
     row_drops: dict[str, PerEpisode]
     constant_dims: ConstantDims | None
 
+    @property
+    def is_trivial(self) -> bool:
+        """Whether nothing had to be looked at."""
+        return not (self.row_filter.drops_rows or self.constant_dims)
+
+    def filter_json(self) -> Record:
+        """Return what the tasks do to their rows as JSON values; numbers come back from them to the bit."""
+        row_filter = self.row_filter
+        jumps = row_filter.jumps
+        return {
+            "drop_stale": row_filter.drop_stale,
+            "jumps": jumps and {"scale": jumps.scale.tolist(), "typical": jumps.typical, "multiple": jumps.multiple},
+            "drop_at": _bounds_json(row_filter.drop_at),
+            "clip_to": _bounds_json(row_filter.clip_to),
+            "state_dims": None if row_filter.state_dims is None else row_filter.state_dims.tolist(),
+            "action_dims": None if row_filter.action_dims is None else row_filter.action_dims.tolist(),
+        }
+
+    def to_json(self) -> Record:
+        """Return all of it as JSON values."""
+        return {
+            "row_filter": self.filter_json(),
+            "row_drops": {reason: counts.tolist() for reason, counts in self.row_drops.items()},
+            "constant_dims": self.constant_dims and self.constant_dims.model_dump(mode="json"),
+        }
+
+    @classmethod
+    def from_json(cls, values: Record) -> Scan:
+        """Undo `to_json`."""
+        made = dict(values["row_filter"])
+        if made["jumps"]:
+            made["jumps"] = JumpScale(**{**made["jumps"], "scale": np.array(made["jumps"]["scale"])})
+        for name in ("drop_at", "clip_to"):
+            made[name] = made[name] and Bounds(*(np.array(side, np.float32) for side in made[name]))
+        for name in ("state_dims", "action_dims"):
+            made[name] = None if made[name] is None else np.array(made[name], np.int64)
+        constant = values["constant_dims"]
+        return cls(
+            row_filter=RowFilter(**made),
+            row_drops={reason: np.array(counts, np.int64) for reason, counts in values["row_drops"].items()},
+            constant_dims=None if constant is None else ConstantDims.model_validate(constant),
+        )
+
 
 def scan_recording(
     filters: FiltersConfig,
@@ -63,6 +106,7 @@ def scan_recording(
     window: Window,
     sequences: SequencePlan,
     keep: Bool[np.ndarray, "episodes"],
+    segments: Sequence[Segment],
     run: RunTasks,
 ) -> Scan:
     """Measure what the filters need, then count the rows that they leave out.
@@ -73,14 +117,15 @@ def scan_recording(
         window: what a row holds.
         sequences: the recording.
         keep: (episodes,) which episodes may give rows.
-        run: runs a task for every segment of the recording.
+        segments: the whole recording in pieces.
+        run: runs a task for each of some segments.
 
     Raises:
         DataError: when values are not finite, bounds do not fit, or no dimension varies.
     """
     row_filter, constant = RowFilter(drop_stale=filters.drop_stale), None
     if filters.finds_bounds or filters.drop_constant_dims:
-        found = _merge_ranges(_in_order(run(partial(scan_ranges, reader))))
+        found = _merge_ranges(_in_order(run(partial(scan_ranges, reader), segments)))
         if filters.drop_constant_dims:
             constant = _constant_dims(found)
             row_filter = row_filter.without_dims(constant, sequences.state_dim, sequences.action_dim)
@@ -91,15 +136,23 @@ def scan_recording(
         clips = filters.saturated_actions == "clip"
         row_filter = replace(row_filter, clip_to=bounds) if clips else replace(row_filter, drop_at=bounds)
     if filters.drop_jumps is not None:
-        row_filter = replace(row_filter, jumps=measure_steps(reader, sequences, keep, filters.drop_jumps))
+        (measured,) = run(partial(measure_steps, reader), [step_sample(sequences, keep)])
+        scale = np.array(measured["scale"])
+        row_filter = replace(row_filter, jumps=JumpScale(scale, measured["typical"], filters.drop_jumps))
     drops: dict[str, PerEpisode] = {}
     if row_filter.drops_rows:
-        for record in _in_order(run(partial(scan_rows, reader, window, row_filter))):
+        for record in _in_order(run(partial(scan_rows, reader, window, row_filter), segments)):
             for reason, counts in record["rows"].items():
                 total = drops.setdefault(reason, np.zeros(sequences.num_episodes, np.int64))
                 first = record["first_episode"]
                 total[first : first + len(counts)] = counts
     return Scan(row_filter, drops, constant)
+
+
+def count_scans(filters: FiltersConfig, num_segments: int) -> int:
+    """Return how many tasks `scan_recording` runs."""
+    passes = int(filters.finds_bounds or filters.drop_constant_dims) + int(filters.drops_rows)
+    return passes * num_segments + int(filters.drop_jumps is not None)
 
 
 def scan_ranges(reader: SequenceReader, segment: Segment) -> Record:
@@ -128,23 +181,27 @@ def kept_lengths(segment: Segment) -> tuple[PerEpisode, PerEpisode]:
     return np.where(segment.keep, sequences.num_states, 0), np.where(segment.keep, sequences.num_actions, 0)
 
 
-def measure_steps(
-    reader: SequenceReader, sequences: SequencePlan, keep: Bool[np.ndarray, "episodes"], multiple: float
-) -> JumpScale:
+def step_sample(sequences: SequencePlan, keep: Bool[np.ndarray, "episodes"]) -> Segment:
+    """Return the episodes that the typical step is measured on, as one segment."""
+    kept = np.flatnonzero(keep)
+    chosen = np.zeros(sequences.num_episodes, dtype=bool)
+    chosen[kept[evenly_spaced(sequences.num_states[kept], SCALE_STATES)]] = True
+    number = np.zeros(sequences.num_episodes, np.int64)
+    return Segment(0, 0, sequences, split=number, row_limit=number, keep=chosen, hash_files=())
+
+
+def measure_steps(reader: SequenceReader, segment: Segment) -> Record:
     """Measure the typical step: the median size of the steps that move, in standard deviations of each dimension.
 
     Raises:
         DataError: when values are not finite.
     """
-    kept = np.flatnonzero(keep)
-    chosen = kept[evenly_spaced(sequences.num_states[kept], SCALE_STATES)]
-    wanted = np.zeros(sequences.num_episodes, dtype=bool)
-    wanted[chosen] = True
-    state = read_episodes(reader, sequences, wanted).state.astype(np.float64)
-    lengths = sequences.num_states[chosen]
+    state = read_episodes(reader, segment.sequences, segment.keep).state.astype(np.float64)
+    lengths = segment.sequences.num_states[segment.keep]
     state_row = ranges(np.cumsum(lengths) - lengths, lengths - 1)
     scale = state_scale(state)
-    return JumpScale(scale, typical_step(step_sizes(relative_steps(state, state_row, scale))), multiple)
+    typical = typical_step(step_sizes(relative_steps(state, state_row, scale)))
+    return {"index": segment.index, "scale": scale.tolist(), "typical": typical}
 
 
 def evenly_spaced(num_states: PerEpisode, max_states: int) -> Int[np.ndarray, "chosen"]:
@@ -187,6 +244,10 @@ def read_episodes(reader: SequenceReader, sequences: SequencePlan, keep: Bool[np
             if not all_finite(EpisodeArrays(state[states], action[actions])):
                 check_finite(arrays, plan)  # the values as recorded say what is wrong
     return EpisodeArrays(state, action)
+
+
+def _bounds_json(bounds: Bounds | None) -> list[list[float]] | None:
+    return None if bounds is None else [bounds.low.tolist(), bounds.high.tolist()]
 
 
 def _in_order(records: Iterable[Record]) -> list[Record]:

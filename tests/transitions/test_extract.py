@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from invdyn.errors import ConfigError, DataError
 from invdyn.statistics import transition_features
 from invdyn.transitions.dataset_config import DatasetConfig
-from invdyn.transitions.extract import create_dataset, hash_files, read_transitions
+from invdyn.transitions.extract import Listener, create_dataset, hash_files, read_transitions
 from invdyn.transitions.plan import SPLITS, limit_rows
 from invdyn.transitions.store import COLUMNS, TransitionStore
 from invdyn.transitions.windows import Window
@@ -37,7 +37,7 @@ def interrupt_after(config: DatasetConfig, segments: int, **options: Any) -> Pat
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        create(config, on_rows=stop, **options)
+        create(config, listener=Listener(on_rows=stop), **options)
     return Path(config.transitions_path)
 
 
@@ -299,7 +299,7 @@ def test_interrupted_run_continues(tmp_path: Path, whole: dict[str, bytes], segm
     kept = {path: path.stat().st_mtime_ns for path in output.glob("*/part-*.h5")}
     assert bool(kept) == (segments > 0)
     done: list[int] = []
-    create(config_of(tmp_path), on_rows=done.append)
+    create(config_of(tmp_path), listener=Listener(on_rows=done.append))
     assert bool(done[0]) == (segments > 0)
     assert contents(output) == whole
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
@@ -382,7 +382,7 @@ def test_interrupted_overwrite_continues(tmp_path: Path, whole: dict[str, bytes]
     create(config_of(tmp_path, gap=2))
     output = interrupt_after(config_of(tmp_path), 3, overwrite=True)
     done: list[int] = []
-    create(config_of(tmp_path), overwrite=True, on_rows=done.append)
+    create(config_of(tmp_path), overwrite=True, listener=Listener(on_rows=done.append))
     assert done[0] > 0
     assert contents(output) == whole
 
@@ -429,7 +429,7 @@ def test_run_killed_right_after_its_manifest_finishes(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr("invdyn.transitions.extract._clear_progress", stop)
+        context.setattr("invdyn.transitions.output_folder._clear_progress", stop)
         with pytest.raises(KeyboardInterrupt):
             create(config_of(tmp_path, output_path=str(tmp_path / "out")))
     create(config_of(tmp_path, output_path=str(tmp_path / "out")))
@@ -454,7 +454,7 @@ def test_nothing_is_written_before_the_plan_is_accepted(tmp_path: Path) -> None:
         raise ConfigError("no cluster")
 
     with pytest.raises(ConfigError, match="no cluster"):
-        create(config_of(tmp_path), on_plan=refuse)
+        create(config_of(tmp_path), listener=Listener(on_plan=refuse))
     assert not (tmp_path / "inverse_dynamics").exists()
 
 
@@ -471,8 +471,13 @@ def test_output_that_is_a_file(tmp_path: Path, below: str, overwrite: bool) -> N
 def test_parts_on_another_disk_are_noticed(tmp_path: Path) -> None:
     record(tmp_path)
     config = config_of(tmp_path)
+
+    def remove_val(rows: int) -> None:
+        for path in Path(config.transitions_path).glob("val/*"):
+            path.unlink()
+
     with pytest.raises(DataError, match=r"part is missing after it was written: .*disk that all nodes share"):
-        create(config, on_rows=lambda rows: [p.unlink() for p in Path(config.transitions_path).glob("val/*")])  # type: ignore[arg-type,return-value]
+        create(config, listener=Listener(on_rows=remove_val))
     assert not (Path(config.transitions_path) / "manifest.json").exists()
 
 

@@ -16,7 +16,7 @@ from invdyn.errors import ConfigError, DataError
 from invdyn.sequences.base import SequencePlan
 from invdyn.sequences.native import NativeReader
 from invdyn.transitions.dataset_config import DatasetConfig
-from invdyn.transitions.extract import create_dataset
+from invdyn.transitions.extract import Listener, create_dataset
 from invdyn.transitions.filters import FiltersConfig, select_episodes
 from invdyn.transitions.plan import SPLITS
 from invdyn.transitions.store import COLUMNS, TransitionStore
@@ -334,7 +334,7 @@ def test_an_interrupted_run_continues(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        create_dataset(config, local=True, on_rows=stop)
+        create_dataset(config, local=True, listener=Listener(on_rows=stop))
     assert contents(create_dataset(config, local=True).path) == contents(whole.path)
 
 
