@@ -9,6 +9,7 @@ from typing import Any
 
 import mujoco
 import numpy as np
+from gymnasium.envs.mujoco import MujocoEnv
 from jaxtyping import Bool, Float, Float64
 
 from invdyn.envs.replay import check_rows
@@ -62,18 +63,22 @@ class PhysicalInverse:
         (1, 1)
     """
 
-    def __init__(self, env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, env_id: str, env_kwargs: Mapping[str, Any] | None = None, *, of_controls: bool = False) -> None:
         """Make the task and check that its step has an inverse.
+
+        Args:
+            env_id: Gymnasium id.
+            env_kwargs: arguments of the task.
+            of_controls: return the simulator's controls in place of actions, whatever the task makes them from.
 
         Raises:
             ConfigError: when the task cannot be made, or its step or its actuators cannot be inverted.
         """
         env = make_env(env_id, env_kwargs)
-        base, offset = mujoco_env(env), action_offset(env)
+        base = mujoco_env(env)
+        offset = np.zeros(base.model.nu) if of_controls else action_offset(env)
         if offset is None:
-            raise ConfigError(
-                f"{env_id}: a wrapper changes its actions, so they cannot be inverted; name the bare task"
-            )
+            raise ConfigError(_why_no_offset(env_id, base))
         _check_invertible(env_id, base.model, base.frame_skip)
         self._model = copy.copy(base.model)
         self._model.opt.enableflags |= mujoco.mjtEnableBit.mjENBL_INVDISCRETE.value
@@ -160,6 +165,14 @@ class PhysicalInverse:
                 f"{env_id} cannot be inverted: {self.action_dim} controls act through {rank} independent forces, "
                 "so several actions have the same effect"
             )
+
+
+def _why_no_offset(env_id: str, base: MujocoEnv) -> str:
+    if hasattr(base, "controls_of"):
+        return (
+            f"{env_id} cannot be inverted: several of its actions have the same effect; ActionPosterior has all of them"
+        )
+    return f"{env_id} cannot be inverted: a wrapper changes its actions; name the bare task"
 
 
 def _check_invertible(env_id: str, model: mujoco.MjModel, frame_skip: int) -> None:

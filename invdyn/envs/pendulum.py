@@ -1,4 +1,4 @@
-"""The inverted pendulum with a step that can be inverted exactly."""
+"""Inverted pendulums with a step that can be inverted exactly: to one action, or to all that are right."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from typing import Any
 import mujoco
 import numpy as np
 from gymnasium.envs.mujoco.inverted_pendulum_v5 import InvertedPendulumEnv
+from gymnasium.spaces import Box
 from gymnasium.utils import EzPickle
+from jaxtyping import Float, Float64
+
+from invdyn.config import nearest
+from invdyn.envs.actuation import ACTUATIONS, Actuation
+from invdyn.errors import ConfigError
 
 
 class InvertedPendulumIntegrableEnv(InvertedPendulumEnv):
@@ -39,3 +45,41 @@ class InvertedPendulumIntegrableEnv(InvertedPendulumEnv):
         shifted = np.asarray(action, np.float64) + self.action_offset
         observation, reward, _, truncated, info = super().step(shifted)  # type: ignore[no-untyped-call]
         return observation, reward, False, truncated, info
+
+
+class InvertedPendulumManyValuedEnv(InvertedPendulumIntegrableEnv):
+    """The integrable pendulum with an actuation between its action and its motor, so that several actions are right.
+
+    Of a transition the motor's force can be recovered exactly, and with it the distribution of the actions that give
+    that force (`invdyn.envs.posterior`).
+
+    Attributes:
+        actuation: what makes the motor's command from the action.
+    """
+
+    def __init__(self, actuation: str = "two_factor", **kwargs: Any) -> None:
+        """Make the task; `kwargs` are those of Gymnasium's `InvertedPendulumEnv`.
+
+        Args:
+            actuation: "two_factor", "antagonist" or "dead_zone" (`invdyn.envs.actuation`).
+            kwargs: of the pendulum.
+
+        Raises:
+            ConfigError: when there is no such actuation.
+        """
+        if actuation not in ACTUATIONS:
+            raise ConfigError(
+                f"actuation must be one of {', '.join(ACTUATIONS)}, got {actuation!r}; {nearest(actuation, ACTUATIONS)}"
+            )
+        super().__init__(**kwargs)
+        EzPickle.__init__(self, actuation=actuation, **kwargs)
+        self.actuation: Actuation = ACTUATIONS[actuation]
+        self.action_space = Box(np.array(self.actuation.low, np.float32), np.array(self.actuation.high, np.float32))
+
+    def controls_of(self, action: Float[np.ndarray, "*batch action_dim"]) -> Float64[np.ndarray, "*batch num_controls"]:
+        """Return the simulator's controls of actions, which may lie out of bounds: the simulator clips controls."""
+        return self.actuation.force(action)[..., None] + self.action_offset
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Advance by one step of the simulator (0.02 s); `terminated` is always False."""
+        return super().step(self.actuation.force(np.asarray(action))[..., None])

@@ -12,7 +12,7 @@ from gymnasium.utils import RecordConstructorArgs
 
 from invdyn.config import validate
 from invdyn.envs.collect_config import PhysicsConfig
-from invdyn.envs.task import make_env, mujoco_env
+from invdyn.envs.task import action_dim, make_env, mujoco_env
 from invdyn.errors import ConfigError
 
 _FIELDS: dict[str, tuple[str, ...]] = {
@@ -69,7 +69,7 @@ class PhysicsShift(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         values = {**multipliers, "action_offset": action_offset}
         validate(PhysicsConfig, values, where="PhysicsShift")
         model = mujoco_env(env).model
-        self.action_offset = _per_dimension(action_offset, model.nu)
+        self.action_offset = _per_dimension(action_offset, action_dim(self))
         changed = {name: value for name, value in multipliers.items() if value != 1.0}
         for name, value in changed.items():
             _multiply(model, name, value)
@@ -121,8 +121,8 @@ def _multiply(model: mujoco.MjModel, name: str, value: float) -> None:
         field[:] = field * value
 
 
-def _per_dimension(values: float | Sequence[float], action_dim: int) -> np.ndarray:
+def _per_dimension(values: float | Sequence[float], size: int) -> np.ndarray:
     array = np.asarray(values, np.float64)
-    if array.shape not in ((), (action_dim,)):
-        raise ConfigError(f"action_offset must be one number or {action_dim} numbers, got {array.size}")
-    return np.broadcast_to(array, (action_dim,)).copy()
+    if array.shape not in ((), (size,)):
+        raise ConfigError(f"action_offset must be one number or {size} numbers, got {array.size}")
+    return np.broadcast_to(array, (size,)).copy()

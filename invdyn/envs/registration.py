@@ -10,6 +10,9 @@ from invdyn.envs.collect_config import PHYSICS_SHIFT_ID
 
 INTEGRABLE_PENDULUM_ID = "InvertedPendulumIntegrable-v5"
 SHIFTED_PENDULUM_ID = "InvertedPendulumIntegrableDynamicsShift-v5"
+TWO_FACTOR_PENDULUM_ID = "InvertedPendulumTwoFactor-v5"
+ANTAGONIST_PENDULUM_ID = "InvertedPendulumAntagonist-v5"
+DEAD_ZONE_PENDULUM_ID = "InvertedPendulumDeadZone-v5"
 DEFAULT_ACTION_OFFSET = 0.5
 
 _PENDULUM: dict[str, Any] = {
@@ -17,9 +20,13 @@ _PENDULUM: dict[str, Any] = {
     "max_episode_steps": 1000,
     "reward_threshold": 950.0,
 }
+_MANY_VALUED = {**_PENDULUM, "entry_point": "invdyn.envs.pendulum:InvertedPendulumManyValuedEnv"}
 _TASKS: dict[str, dict[str, Any]] = {
     INTEGRABLE_PENDULUM_ID: _PENDULUM,
     SHIFTED_PENDULUM_ID: {**_PENDULUM, "kwargs": {"action_offset": DEFAULT_ACTION_OFFSET}},
+    TWO_FACTOR_PENDULUM_ID: {**_MANY_VALUED, "kwargs": {"actuation": "two_factor"}},
+    ANTAGONIST_PENDULUM_ID: {**_MANY_VALUED, "kwargs": {"actuation": "antagonist"}},
+    DEAD_ZONE_PENDULUM_ID: {**_MANY_VALUED, "kwargs": {"actuation": "dead_zone"}},
     PHYSICS_SHIFT_ID: {"entry_point": "invdyn.envs.physics:make_shifted", "disable_env_checker": True},
 }
 

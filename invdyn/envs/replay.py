@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64
 
-from invdyn.envs.task import OpenLoopSimulator, make_env, mujoco_env, read_state, write_state
+from invdyn.envs.task import OpenLoopSimulator, action_dim, make_env, mujoco_env, read_state, write_state
 from invdyn.errors import ConfigError, DataError
 
 _BATCH_TICKS = 32768
@@ -36,7 +36,7 @@ class SimulatorReplay:
         model = mujoco_env(self._env).model
         if model.na:
             raise ConfigError(f"replay needs a task without actuator states, {env_id} has {model.na}")
-        self.state_dim, self.action_dim = model.nq + model.nv, model.nu
+        self.state_dim, self.action_dim = model.nq + model.nv, action_dim(self._env)
         self._batch_size = max(1, _BATCH_TICKS // mujoco_env(self._env).frame_skip)
         self._simulator = OpenLoopSimulator.for_env(self._env)
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float32, Float64
 from invdyn.envs.collect_config import CollectConfig, DimensionRanges
 from invdyn.envs.policies import Policy, action_range, start_policy
 from invdyn.envs.shards import Shard, shard_path, write_shard
-from invdyn.envs.task import OpenLoopSimulator, make_env, mujoco_env, read_state, unclipped_range
+from invdyn.envs.task import OpenLoopSimulator, action_dim, make_env, mujoco_env, read_state, unclipped_range
 from invdyn.errors import ConfigError
 
 MAX_ATTEMPTS = 1000
@@ -131,7 +131,7 @@ class EpisodeRecorder:
 
     def _run(self, policy: Policy) -> tuple[np.ndarray, np.ndarray]:
         """Act until a limit, the end of the task, or the last step; returns (states after each action, actions)."""
-        states, actions = [np.empty((0, self._state_dim))], [np.empty((0, self._model.nu), np.float32)]
+        states, actions = [np.empty((0, self._state_dim))], [np.empty((0, action_dim(self._env)), np.float32)]
         remaining, size = self._config.max_episode_steps, _FIRST_CHUNK
         while remaining:
             chunk = policy.draw(min(size, remaining))

@@ -7,7 +7,7 @@ actuator state.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import gymnasium
@@ -15,7 +15,7 @@ import mujoco
 import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
-from jaxtyping import Float32, Float64
+from jaxtyping import Float, Float32, Float64
 from mujoco import rollout as mujoco_rollout
 
 from invdyn.config import nearest
@@ -27,6 +27,7 @@ _NEUTRAL_WRAPPERS = (OrderEnforcing, PassiveEnvChecker, TimeLimit)
 _log = logging.getLogger(__name__)
 
 Env = gymnasium.Env[Any, Any]
+ControlMap = Callable[[Float[np.ndarray, "*batch action_dim"]], Float64[np.ndarray, "*batch num_controls"]]
 
 
 def make_env(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> Env:
@@ -87,10 +88,38 @@ def write_state(env: Env, state: Float64[np.ndarray, " state_dim"]) -> None:
     base.set_state(values[:num_positions], values[num_positions:])
 
 
+def action_dim(env: Env) -> int:
+    """Return the length of an action: not that of the simulator's controls where the task makes them from it."""
+    shape = env.action_space.shape
+    assert shape is not None
+    return int(shape[0])
+
+
 def action_offset(env: Env) -> Float64[np.ndarray, " action_dim"] | None:
-    """Return the simulator's control less the action, or None where a wrapper does more than add a constant."""
-    base = mujoco_env(env)
-    offset = np.zeros(base.model.nu) + getattr(base, "action_offset", 0.0)
+    """Return the simulator's control less the action, or None where the task or a wrapper does more than add it."""
+    base, shift = mujoco_env(env), wrapper_offset(env)
+    if shift is None or hasattr(base, "controls_of"):
+        return None
+    return cast(np.ndarray, np.zeros(base.model.nu) + getattr(base, "action_offset", 0.0) + shift)
+
+
+def control_map(env: Env) -> ControlMap | None:
+    """Return the map from actions to the simulator's controls, or None where a wrapper does more than add a constant.
+
+    A task that makes its controls from its actions has a method `controls_of`.
+    """
+    offset, shift = action_offset(env), wrapper_offset(env)
+    if offset is not None:
+        return lambda action: action.astype(np.float64) + offset
+    if shift is None:
+        return None
+    own: ControlMap = mujoco_env(env).controls_of  # type: ignore[attr-defined]
+    return lambda action: own(action.astype(np.float64) + shift)
+
+
+def wrapper_offset(env: Env) -> Float64[np.ndarray, " action_dim"] | None:
+    """Return what the wrappers add to the action, or None where one of them does more than add a constant."""
+    offset = np.zeros(action_dim(env))
     current = env
     while isinstance(current, gymnasium.Wrapper):
         if not isinstance(current, _NEUTRAL_WRAPPERS):
@@ -128,11 +157,11 @@ class OpenLoopSimulator:
     Use `for_env`: it returns None where a task's `step` does more than simulate.
     """
 
-    def __init__(self, env: Env, offset: Float64[np.ndarray, " action_dim"]) -> None:
+    def __init__(self, env: Env, controls_of: ControlMap) -> None:
         """Share the model and data of `env`."""
         base = mujoco_env(env)
         self._model, self._data = base.model, base.data
-        self._frame_skip, self._offset = base.frame_skip, offset
+        self._frame_skip, self._controls_of = base.frame_skip, controls_of
         self._state_dim = base.model.nq + base.model.nv
         self._full_dim = mujoco.mj_stateSize(base.model, FULL_PHYSICS)
         self._rollout = mujoco_rollout.Rollout(nthread=0)
@@ -140,13 +169,13 @@ class OpenLoopSimulator:
     @classmethod
     def for_env(cls, env: Env, num_probe_steps: int = 4) -> OpenLoopSimulator | None:
         """Return a simulator for `env` if it repeats a few random steps of `env.step` bit for bit. Resets `env`."""
-        offset = action_offset(env)
-        if offset is None or env.action_space.shape != offset.shape:
+        controls_of = control_map(env)
+        if controls_of is None:
             return None
         generator = np.random.default_rng(0)
         low, high = unclipped_range(env)
         finite_low, finite_high = np.maximum(low, -1e3), np.minimum(high, 1e3)
-        actions = generator.uniform(finite_low, finite_high, (num_probe_steps, len(offset))).astype(np.float32)
+        actions = generator.uniform(finite_low, finite_high, (num_probe_steps, len(low))).astype(np.float32)
         env.reset(seed=0)
         start = read_state(env)
         write_state(env, start)
@@ -155,7 +184,7 @@ class OpenLoopSimulator:
             env.step(action)
             expected.append(read_state(env))
         write_state(env, start)
-        simulator = cls(env, offset)
+        simulator = cls(env, controls_of)
         return simulator if np.array_equal(simulator.run(actions), np.stack(expected)) else None
 
     @property
@@ -194,7 +223,7 @@ class OpenLoopSimulator:
         """Roll out (batch, steps) actions; returns the states (batch, steps, state_dim)."""
         batch_size, num_steps = actions.shape[:2]
         num_ticks = num_steps * self._frame_skip
-        controls = np.repeat(actions.astype(np.float64) + self._offset, self._frame_skip, axis=1)
+        controls = np.repeat(self._controls_of(actions), self._frame_skip, axis=1)
         ticks = np.empty((batch_size, num_ticks, self._full_dim))
         sensors = np.empty((batch_size, num_ticks, self._model.nsensordata))
         self._rollout.rollout(

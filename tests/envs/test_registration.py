@@ -11,9 +11,10 @@ from invdyn.envs.task import make_env
 from invdyn.errors import ConfigError
 
 IDS = ("InvertedPendulumIntegrable-v5", "InvertedPendulumIntegrableDynamicsShift-v5", "PhysicsShift-v0")
+MANY_VALUED = ("InvertedPendulumTwoFactor-v5", "InvertedPendulumAntagonist-v5", "InvertedPendulumDeadZone-v5")
 
 
-@pytest.mark.parametrize("env_id", IDS)
+@pytest.mark.parametrize("env_id", [*IDS, *MANY_VALUED])
 def test_import_registers(env_id: str) -> None:
     assert isinstance(gymnasium.spec(env_id), EnvSpec)
 
@@ -26,7 +27,10 @@ def test_registering_again_changes_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("env_id", "kwargs"),
-    [(IDS[0], {}), (IDS[1], {}), (IDS[2], {"task_id": "HalfCheetah-v5", "mass": 1.2, "action_offset": 0.1})],
+    [
+        *((env_id, {}) for env_id in (*IDS[:2], *MANY_VALUED)),
+        (IDS[2], {"task_id": "HalfCheetah-v5", "mass": 1.2, "action_offset": 0.1}),
+    ],
 )
 def test_gymnasium_makes_resets_and_steps(env_id: str, kwargs: dict[str, object]) -> None:
     env = gymnasium.make(env_id, **kwargs)

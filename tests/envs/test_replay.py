@@ -19,6 +19,8 @@ TASKS: list[tuple[str, dict[str, Any]]] = [
     ("HalfCheetah-v5", {}),
     ("PhysicsShift-v0", {"task_id": "HalfCheetah-v5", "mass": 1.5, "action_offset": 0.3}),
     ("Pusher-v5", {}),
+    ("InvertedPendulumTwoFactor-v5", {}),
+    ("InvertedPendulumDeadZone-v5", {}),
 ]
 
 

@@ -61,8 +61,9 @@ def test_limits_can_be_ranges_of_any_dimension() -> None:
         {"policy": {"name": "ornstein_uhlenbeck"}, "state_limits": None},
         {"physics": {"gear": 1e9}, "state_limits": None},  # explodes within a few steps: MuJoCo resets itself
         {"env_id": "HalfCheetah-v5", "end_at_termination": False, "state_limits": {1: 0.5}, "max_episode_steps": 60},
+        {"env_id": "InvertedPendulumAntagonist-v5"},
     ],
-    ids=["limits", "free", "diverging", "contacts"],
+    ids=["limits", "free", "diverging", "contacts", "actuation"],
 )
 def test_running_ahead_in_c_equals_stepping(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(num_episodes=6, **values)
