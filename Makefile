@@ -40,6 +40,7 @@ demo: setup
 
 test: lint
 	$(BIN)/python -m pytest $(ARGS)
+	$(if $(ARGS),,$(BIN)/python -m pytest tests -m cluster)
 
 lint: setup
 	$(BIN)/ruff check .
