@@ -95,7 +95,7 @@ def test_killed_driver(config: DatasetConfig, whole: dict[str, bytes], repositor
 
 @pytest.fixture
 def lose_second_node() -> Iterator[Callable[[], None]]:
-    """A cluster of two nodes, each with room for one task; the driver is on the first. Returns how to lose the other."""
+    """A cluster of two nodes, each with room for one task, the driver on the first; call it to lose the second."""
     import ray
     from ray.cluster_utils import Cluster
 
