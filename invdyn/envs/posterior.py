@@ -130,6 +130,17 @@ class ActionPosterior:
         return self._actuation.entropy(self.force(state, next_state))
 
 
+def has_posterior(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> bool:
+    """Return whether a task has several right actions with an exact posterior.
+
+    Raises:
+        ConfigError: when the task cannot be made.
+    """
+    env = make_env(env_id, env_kwargs)
+    env.close()
+    return isinstance(env.unwrapped, InvertedPendulumManyValuedEnv)
+
+
 def sample_posterior(
     env_id: str,
     state: Float[np.ndarray, "rows state_dim"],

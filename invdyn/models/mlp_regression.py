@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
-from invdyn.errors import ConfigError
 from invdyn.models.base import BaseKind, InverseDynamics, Noise
+from invdyn.models.networks import build_mlp
 
 
 class MLPRegression(InverseDynamics):
@@ -43,12 +42,7 @@ class MLPRegression(InverseDynamics):
         horizon: int = 1,
     ) -> None:
         super().__init__(state_dim, action_dim, history=history, horizon=horizon, base=base, normalize=normalize)
-        if not down_dims or min(down_dims) < 1:
-            raise ConfigError(f"down_dims must be one or more positive widths, got {list(down_dims)}")
-        layers: list[nn.Module] = []
-        for before, after in pairwise((self.context_dim, *down_dims)):
-            layers += [nn.Linear(before, after), nn.SiLU()]
-        self.network = nn.Sequential(*layers, nn.Linear(down_dims[-1], self.target_dim))
+        self.network = build_mlp(self.context_dim, down_dims, self.target_dim)
 
     @override
     def encoded_loss(

@@ -6,6 +6,7 @@ To add a model: write its class next to `mlp_regression.py`, its config here, an
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,8 +18,12 @@ from invdyn.config import Config, apply_overrides, nearest, read_yaml, validate
 from invdyn.errors import ConfigError
 from invdyn.models.base import BaseKind, InverseDynamics
 from invdyn.models.flow import FlowInverseDynamics, PredictionKind
+from invdyn.models.gradient_boosted_trees import GradientBoostedTrees
 from invdyn.models.linear import LinearInverse
+from invdyn.models.mixture_density import CovarianceKind, GaussianRegression, MixtureDensity
 from invdyn.models.mlp_regression import MLPRegression
+from invdyn.models.nearest_neighbours import NearestNeighbours
+from invdyn.models.physical_oracle import PhysicalOracle
 from invdyn.models.recipe import TrainingRecipe
 from invdyn.models.velocity import NetworkKind
 
@@ -48,6 +53,10 @@ class ModelConfig(Config):
     def to_values(self) -> dict[str, Any]:
         """Return plain values, every default written out, that `parse_model_config` reads back to an equal config."""
         return self.model_dump(mode="json", by_alias=True)
+
+    def for_recording(self, recording: Mapping[str, Any]) -> ModelConfig:  # noqa: ARG002
+        """Return this config for a dataset: `recording` is what its recording says of itself (simulator, arguments)."""
+        return self
 
     @abstractmethod
     def build(self, state_dim: int, action_dim: int, history: int, horizon: int) -> InverseDynamics:
@@ -119,10 +128,139 @@ class LinearConfig(ModelConfig):
         return LinearInverse(state_dim, action_dim, history=history, horizon=horizon)
 
 
+class GaussianConfig(ModelConfig):
+    """Config of `GaussianRegression`; attributes as its arguments."""
+
+    down_dims: Widths = (128, 128, 128)
+    covariance: CovarianceKind = "full"
+    base: BaseKind = "linear"
+    normalize: bool = True
+
+    def build(self, state_dim: int, action_dim: int, history: int, horizon: int) -> MixtureDensity:
+        """Return the model, its weights drawn from torch's global generator."""
+        return GaussianRegression(
+            state_dim,
+            action_dim,
+            self.down_dims,
+            covariance=self.covariance,
+            base=self.base,
+            normalize=self.normalize,
+            history=history,
+            horizon=horizon,
+        )
+
+
+class MixtureConfig(GaussianConfig):
+    """Config of `MixtureDensity`; attributes as its arguments."""
+
+    num_components: PositiveInt = 8
+
+    def build(self, state_dim: int, action_dim: int, history: int, horizon: int) -> MixtureDensity:
+        """Return the model, its weights drawn from torch's global generator."""
+        return MixtureDensity(
+            state_dim,
+            action_dim,
+            self.num_components,
+            self.down_dims,
+            covariance=self.covariance,
+            base=self.base,
+            normalize=self.normalize,
+            history=history,
+            horizon=horizon,
+        )
+
+
+class NearestNeighboursConfig(ModelConfig):
+    """Config of `NearestNeighbours`; attributes as its arguments."""
+
+    num_neighbours: PositiveInt = 8
+    max_fit_rows: PositiveInt = 200_000
+    base: BaseKind = "linear"
+    normalize: bool = True
+
+    def build(self, state_dim: int, action_dim: int, history: int, horizon: int) -> NearestNeighbours:
+        """Return the model; it draws nothing."""
+        return NearestNeighbours(
+            state_dim,
+            action_dim,
+            self.num_neighbours,
+            max_fit_rows=self.max_fit_rows,
+            base=self.base,
+            normalize=self.normalize,
+            history=history,
+            horizon=horizon,
+        )
+
+
+class TreesConfig(ModelConfig):
+    """Config of `GradientBoostedTrees`; attributes as its arguments, the recipe's seed among them."""
+
+    max_iter: PositiveInt = 300
+    tree_learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
+    max_leaf_nodes: Annotated[int, Field(ge=2)] = 31
+    min_samples_leaf: PositiveInt = 20
+    max_fit_rows: PositiveInt = 200_000
+    base: BaseKind = "linear"
+    normalize: bool = True
+
+    def build(self, state_dim: int, action_dim: int, history: int, horizon: int) -> GradientBoostedTrees:
+        """Return the model; it draws nothing."""
+        return GradientBoostedTrees(
+            state_dim,
+            action_dim,
+            max_iter=self.max_iter,
+            learning_rate=self.tree_learning_rate,
+            max_leaf_nodes=self.max_leaf_nodes,
+            min_samples_leaf=self.min_samples_leaf,
+            max_fit_rows=self.max_fit_rows,
+            seed=self.training.seed,
+            base=self.base,
+            normalize=self.normalize,
+            history=history,
+            horizon=horizon,
+        )
+
+
+class OracleConfig(ModelConfig):
+    """Config of `PhysicalOracle`.
+
+    Attributes:
+        env_id: Gymnasium id of the task; null for the one that the dataset was recorded in.
+        env_kwargs: arguments of the task.
+    """
+
+    env_id: str | None = None
+    env_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    def for_recording(self, recording: Mapping[str, Any]) -> ModelConfig:
+        """Return this config with the task that the recording names, unless one is given."""
+        if self.env_id is not None or not recording.get("env_id"):
+            return self
+        kwargs = json.loads(recording.get("env_kwargs") or "{}")
+        return self.replace(env_id=str(recording["env_id"]), env_kwargs=kwargs)
+
+    def build(self, state_dim: int, action_dim: int, history: int, horizon: int) -> PhysicalOracle:
+        """Return the model; it draws nothing.
+
+        Raises:
+            ConfigError: when there is no task, or the oracle refuses it.
+        """
+        if self.env_id is None:
+            raise ConfigError("PhysicalOracle needs the simulator of the recording, which names none; set env_id")
+        return PhysicalOracle(
+            state_dim, action_dim, env_id=self.env_id, env_kwargs=self.env_kwargs, history=history, horizon=horizon
+        )
+
+
 TARGETS: dict[str, type[ModelConfig]] = {
     "invdyn.models.FlowInverseDynamics": FlowConfig,
     "invdyn.models.MLPRegression": MLPRegressionConfig,
     "invdyn.models.LinearInverse": LinearConfig,
+    "invdyn.models.GaussianRegression": GaussianConfig,
+    "invdyn.models.MixtureDensity": MixtureConfig,
+    "invdyn.models.NearestNeighbours": NearestNeighboursConfig,
+    "invdyn.models.GradientBoostedTrees": TreesConfig,
+    "invdyn.models.PhysicalOracle": OracleConfig,
     "dynamics.inverse.learned_inverse_dynamics.FlowInverseDynamics": FlowConfig,
 }
 

@@ -9,12 +9,14 @@ import torch
 
 from invdyn.errors import DataError, TrainingDiverged
 from invdyn.models.base import InverseDynamics
+from invdyn.models.fitted import FittedModel
 from invdyn.models.registry import build_model
 from invdyn.training.batches import (
     Batches,
     ResidentBatches,
     Share,
     StreamingBatches,
+    encode_rows,
     epoch_generator,
     fits_in_memory,
     load_rows,
@@ -28,7 +30,7 @@ from invdyn.training.checkpoint import (
 from invdyn.training.run_config import RunConfig
 from invdyn.training.tracking import Tracker
 from invdyn.training.trainer import Trainer
-from invdyn.training.validation import Validation
+from invdyn.training.validation import Validation, read_spread_rows
 from invdyn.training.worker import Metrics, Worker, stopping_together
 from invdyn.transitions.store import TransitionStore
 
@@ -57,7 +59,7 @@ def train_loop(config: RunConfig, worker: Worker) -> Metrics:
         model.to(worker.device)
         validation = Validation.load(model, store, config, worker.device) if worker.rank == 0 else None
     if not model.trainable:
-        return _finish_untrained(config, worker, model, validation)
+        return _finish_untrained(config, worker, model, store, validation)
     resident = choose_resident(model, store, config, worker)
     config = config.replace(resident=resident)
     with stopping_together(worker):
@@ -200,15 +202,20 @@ def _run_epoch(
 
 
 def _finish_untrained(
-    config: RunConfig, worker: Worker, model: InverseDynamics, validation: Validation | None
+    config: RunConfig, worker: Worker, model: InverseDynamics, store: TransitionStore, validation: Validation | None
 ) -> Metrics:
-    """Write the checkpoint of a model that its statistics determine."""
+    """Fit a model that takes no gradient steps, and write its checkpoint."""
     if validation is None:
         return {}
+    how = "fitted from the dataset's statistics"
+    if isinstance(model, FittedModel):
+        rows = read_spread_rows(store, "train", model.max_fit_rows)
+        model.fit(*encode_rows(model, rows, worker.device))
+        how = f"fitted to {len(rows['state']):,} train rows"
     metrics = {"epoch": 0, **validation.evaluate(model)}
     tracker = Tracker(config, echo=worker.echo)
     tracker.log(metrics, 0)
-    tracker.console(f"{config.model.name}: nothing to train, fitted from the dataset's statistics  {_losses(metrics)}")
+    tracker.console(f"{config.model.name}: no steps to train, {how}  {_losses(metrics)}")
     save_checkpoint(config.run_dir, config, 0, model.state_dict(), {"epoch": 0, "step": 0}, metrics)
     tracker.summarize(worker.on_trained(model.eval()))
     tracker.close()

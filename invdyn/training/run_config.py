@@ -107,6 +107,8 @@ class RunConfig(Config):
         Raises:
             ConfigError: when one of `values` is not valid.
         """
+        if isinstance(values.get("model"), ModelConfig):
+            values["model"] = values["model"].for_recording(store.manifest["recording"])
         values |= {
             "dataset_name": store.manifest["name"],
             "dataset_path": str(store.path.resolve()),

@@ -15,7 +15,17 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from invdyn.errors import ConfigError, DataError
-from invdyn.models import FlowInverseDynamics, InverseDynamics, LinearInverse, MLPRegression
+from invdyn.models import (
+    FlowInverseDynamics,
+    GaussianRegression,
+    GradientBoostedTrees,
+    InverseDynamics,
+    LinearInverse,
+    MixtureDensity,
+    MLPRegression,
+    NearestNeighbours,
+)
+from invdyn.models.fitted import FittedModel
 from tests.models.rows import Rows, make_rows, moments_of
 
 Build = Callable[..., InverseDynamics]
@@ -29,6 +39,14 @@ def flow(**options: Any) -> Build:
 MODELS: dict[str, Build] = {
     "linear": LinearInverse,
     "mlp_regression": lambda *dims, **window: MLPRegression(*dims, (8, 12), **window),
+    "gaussian": lambda *dims, **window: GaussianRegression(*dims, (8, 12), **window),
+    "gaussian_raw": lambda *dims, **window: GaussianRegression(
+        *dims, (8, 12), covariance="diagonal", base="none", normalize=False, **window
+    ),
+    "mixture": lambda *dims, **window: MixtureDensity(*dims, 3, (8, 12), **window),
+    "mixture_diagonal": lambda *dims, **window: MixtureDensity(*dims, 3, (8, 12), covariance="diagonal", **window),
+    "nearest_neighbours": NearestNeighbours,
+    "trees": lambda *dims, **window: GradientBoostedTrees(*dims, max_iter=5, **window),
     "unet_velocity": flow(network="unet"),
     "unet_target": flow(network="unet", prediction="target"),
     "unet_reference": flow(network="unet", base="none", normalize=False),
@@ -36,6 +54,8 @@ MODELS: dict[str, Build] = {
     "mlp_target": flow(network="mlp", prediction="target", base="none"),
     "mlp_raw_base": flow(network="mlp", normalize=False, solver="midpoint"),
 }
+POINTS = ("linear", "mlp_regression", "trees")
+RAW = ("unet_reference", "mlp_raw_base", "gaussian_raw")
 WINDOWS = [{"history": 0, "horizon": 1}, {"history": 2, "horizon": 1}, {"history": 1, "horizon": 4}]
 
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -47,6 +67,8 @@ def fitted(name: str, rows: Rows, **window: int) -> InverseDynamics:
     model = MODELS[name](rows.next_state.shape[1], rows.action.shape[-1], **window)
     assert rows.action.dim() == (3 if horizon > 1 else 2)
     model.fit_normalization(moments_of(rows))
+    if isinstance(model, FittedModel):
+        model.fit(*model.encode(*rows))
     return model
 
 
@@ -111,7 +133,7 @@ def test_the_generator_decides_the_samples(name: str) -> None:
     model = fitted(name, rows)
     first, again, other = (model.sample(rows.state, rows.next_state, 2, generator=seeded(seed)) for seed in (3, 3, 4))
     assert torch.equal(first, again)
-    generative = isinstance(model, FlowInverseDynamics)
+    generative = name not in POINTS
     assert torch.equal(first, other) != generative
     assert torch.equal(first[0], first[1]) != generative
     losses = [model.loss(*rows, generator=seeded(3)) for _ in range(2)]
@@ -129,7 +151,7 @@ def test_sampling_is_the_map_of_drawn_noise(name: str) -> None:
     assert found.requires_grad == model.trainable
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("unet_reference", "mlp_raw_base")])
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in RAW])
 def test_predictions_keep_the_units_of_the_data(name: str) -> None:
     rows = make_rows()
     scaled = Rows(rows.state * 2.0**10, rows.action / 2.0**7, rows.next_state * 2.0**10)
@@ -161,14 +183,10 @@ def test_forward_is_the_encoded_loss(name: str) -> None:
 def test_rows_are_predicted_independently(name: str) -> None:
     rows = make_rows()
     model = fitted(name, rows)
-    if isinstance(model, FlowInverseDynamics):
-        context, _ = model.encode_transition(rows.state, rows.next_state)
-        x = torch.randn(3, 256, 2, generator=seeded(0))
-        velocity, half = model._velocity(context)(x, 0.25), model._velocity(context[:128])(x[:, :128], 0.25)
-    else:
-        velocity = model.sample(rows.state, rows.next_state, 3)
-        half = model.sample(rows.state[:128], rows.next_state[:128], 3)
-    torch.testing.assert_close(velocity[:, :128], half, rtol=1e-4, atol=1e-5)
+    noise = torch.randn(3, 256, model.noise_dim, generator=seeded(0))
+    whole = model.sample_from(rows.state, rows.next_state, noise)
+    half = model.sample_from(rows.state[:128], rows.next_state[:128], noise[:, :128])
+    torch.testing.assert_close(whole[:, :128], half, rtol=1e-4, atol=1e-5)
 
 
 @every_model

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,13 +88,54 @@ def test_training_beats_the_linear_inverse(store: TransitionStore, tmp_path: Pat
     assert trained < 0.5 * linear
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"_target_": "invdyn.models.NearestNeighbours", "num_neighbours": 4, "max_fit_rows": 1000},
+        {"_target_": "invdyn.models.GradientBoostedTrees", "max_iter": 60},
+    ],
+    ids=lambda model: model["_target_"].rpartition(".")[2],
+)
+def test_models_fitted_to_rows_beat_the_linear_inverse(
+    store: TransitionStore, tmp_path: Path, model: dict[str, Any]
+) -> None:
+    linear = train_loop(run_config(store, tmp_path / "linear", LINEAR), CPU)["val_nrmse"]
+    config = run_config(store, tmp_path / "run", model)
+    metrics = train_loop(config, CPU)
+    assert metrics["val_nrmse"] < 0.5 * linear
+    count = min(store.num_rows("train"), model.get("max_fit_rows", 10**9))
+    assert f"no steps to train, fitted to {count:,} train rows" in (tmp_path / "run/train.log").read_text()
+    loaded = load_model(config.run_dir)
+    rows = {name: torch.from_numpy(values) for name, values in store.load("test").items()}
+    fresh = build_model(config.model, 2, 1)
+    assert loaded.state_dict().keys() == fresh.state_dict().keys()
+    first, again = (
+        loaded.sample(rows["state"], rows["next_state"], generator=torch.Generator().manual_seed(0)) for _ in range(2)
+    )
+    assert torch.equal(first, again)
+    assert float((first[0] - rows["action"]).square().mean().sqrt() / rows["action"].std()) < 0.6 * linear
+
+
+def test_gaussians_and_mixtures_train(store: TransitionStore, tmp_path: Path) -> None:
+    """They end more likely than the linear inverse with its residual taken for a Gaussian."""
+    linear = train_loop(run_config(store, tmp_path / "linear", LINEAR), CPU)["val_nrmse"]
+    rows = {column: torch.from_numpy(values) for column, values in store.load("val").items()}
+    spread = linear * rows["action"].std()
+    for name, extra in (("GaussianRegression", {}), ("MixtureDensity", {"num_components": 3})):
+        model = {"_target_": f"invdyn.models.{name}", "down_dims": [16, 16], **extra}
+        config = run_config(store, tmp_path / name, model, num_epochs=20, max_grad_norm=1.0)
+        train_loop(config, CPU)
+        density = load_model(config.run_dir).log_prob(rows["state"], rows["action"], rows["next_state"])
+        assert density.mean() > -torch.log(spread * math.sqrt(2 * math.pi * math.e)) + 0.3
+
+
 def test_linear_trains_nothing(store: TransitionStore, tmp_path: Path) -> None:
     config = run_config(store, tmp_path / "run", LINEAR)
     metrics = train_loop(config, CPU)
     assert metrics.keys() == {"epoch", "val_loss", "val_nrmse"}
     assert 0 < metrics["val_nrmse"] < 1
     assert [folder.name for folder in list_checkpoints(config.run_dir)] == ["step-000000000"]
-    assert "nothing to train" in (tmp_path / "run/train.log").read_text()
+    assert "no steps to train" in (tmp_path / "run/train.log").read_text()
     assert train_loop(config, CPU) == metrics
     assert len(read_metrics_csv(tmp_path / "run")) == 1
     model = load_model(config.run_dir)
