@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from invdyn.doctor.filtered import mark_filtered
 from invdyn.doctor.findings import ERROR, INFO, WARNING, Finding, by_severity
 from invdyn.doctor.identifiability import (
     Identifiability,
@@ -23,15 +24,15 @@ from invdyn.doctor.rows import (
     jump_steps,
     spikes,
 )
-from invdyn.doctor.sample import Sample, read_sample
+from invdyn.doctor.sample import Sample, read_sample, select_episodes_of
 from invdyn.doctor.shift import Shift, check_shift, measure_shift
 from invdyn.doctor.values import Names, bound_shares, check_constant, check_finite_values, check_saturated
 from invdyn.errors import DataError
 from invdyn.sequences.base import SequencePlan, SequenceReader
 from invdyn.sequences.registry import open_sequences
 from invdyn.transitions.dataset_config import DatasetConfig, ShapeMeta
-from invdyn.transitions.filters import relative_steps, step_sizes
-from invdyn.transitions.plan import TRAIN, make_plan
+from invdyn.transitions.filters import relative_steps, select_episodes, step_sizes
+from invdyn.transitions.plan import NO_SPLIT, TRAIN, Episodes, kept_episodes, make_plan
 from invdyn.transitions.windows import Window
 
 MAX_ROWS = 200_000
@@ -118,15 +119,17 @@ def diagnose_recording(reader: SequenceReader, config: DatasetConfig, *, max_row
     """Look for faults in what a reader reads, for the rows and splits that a config asks for."""
     plan = reader.inspect()
     window = Window(config.gap, config.horizon, config.history)
-    split, findings = _split(plan, window, config)
+    keep, split, findings = _split(plan, window, config)
     findings += _plan_findings(plan)
-    sample, failed = read_sample(reader, plan, split, max_rows)
+    sample, failed = read_sample(reader, plan, split, max_rows, keep)
     findings += [
         Finding("readable", ERROR, f"a file cannot be read: {name}", reason, "repair it, or on_error: skip")
         for name, reason in failed.items()
     ]
     names = dimension_names(config.shape_meta, plan.state_dim, plan.action_dim)
-    return _examine(sample, names, window, findings, plan, (config.name, config.sequence_path, reader.format_name))
+    seen = select_episodes_of(plan, np.flatnonzero(keep))
+    diagnosis = _examine(sample, names, window, findings, seen, (config.name, config.sequence_path, reader.format_name))
+    return replace(diagnosis, findings=by_severity(mark_filtered(diagnosis.findings, config.filters)))
 
 
 def dimension_names(shape_meta: ShapeMeta | None, state_dim: int, action_dim: int) -> Names:
@@ -202,19 +205,30 @@ def _examine(
 
 def _split(
     plan: SequencePlan, window: Window, config: DatasetConfig
-) -> tuple[Int[np.ndarray, "episodes"], list[Finding]]:
-    """Split the episodes as the extraction does; where it would refuse, say so and take all for training."""
+) -> tuple[Episodes, Int[np.ndarray, "episodes"], list[Finding]]:
+    """Choose and split the episodes as the extraction does; where it would refuse, say so and take all for training."""
+    keep = np.ones(plan.num_episodes, dtype=bool)
     try:
+        drops = select_episodes(config.filters, plan)
+        keep = kept_episodes(plan, drops)
         extraction = make_plan(
-            plan, window, dataset_name=config.name, val_ratio=config.val_ratio, test_ratio=config.test_ratio
+            plan,
+            window,
+            dataset_name=config.name,
+            val_ratio=config.val_ratio,
+            test_ratio=config.test_ratio,
+            recorded_splits=config.splits == "recorded",
+            episode_drops=drops,
         )
     except DataError as error:
         refused = Finding("extraction", ERROR, "create_dataset would refuse this config", str(error))
-        return np.full(plan.num_episodes, TRAIN), [refused]
-    actions = int(plan.num_actions.sum())
+        everything = np.ones(plan.num_episodes, dtype=bool)
+        return keep if keep.any() else everything, np.full(plan.num_episodes, TRAIN), [refused]
+    keep = keep & (extraction.split != NO_SPLIT)
+    actions = int(plan.num_actions[keep].sum())
     dropped = actions - extraction.num_rows
     if dropped <= MANY_DROPPED * actions:
-        return extraction.split, []
+        return keep, extraction.split, []
     reasons = {reason: count for reason, count in extraction.drops.items() if count}
     listed = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
     few = Finding(
@@ -225,7 +239,7 @@ def _split(
         fix="a smaller gap, horizon or history",
         figures={"dropped": dropped, "actions": actions, "reasons": reasons},
     )
-    return extraction.split, [few]
+    return keep, extraction.split, [few]
 
 
 def _plan_findings(plan: SequencePlan) -> list[Finding]:

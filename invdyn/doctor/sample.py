@@ -113,7 +113,7 @@ class Sample:
         return Sample(
             self.state[np.repeat(keep, self.num_states)],
             self.action[np.repeat(keep, self.num_actions)],
-            select_episodes(self.plan, np.flatnonzero(keep)),
+            select_episodes_of(self.plan, np.flatnonzero(keep)),
             self.split[keep],
             self.number[keep],
         )
@@ -127,7 +127,7 @@ class Sample:
         whole = last == (self.state_start + self.num_states - 1)[episode]
         num_actions = num_states - whole * (self.num_states - self.num_actions)[episode]
         plan = replace(
-            select_episodes(self.plan, episode), num_states=num_states, num_actions=num_actions, first_row=None
+            select_episodes_of(self.plan, episode), num_states=num_states, num_actions=num_actions, first_row=None
         )
         return Sample(self.state, self.action, plan, self.split[episode], self.number[episode])
 
@@ -169,9 +169,20 @@ def choose_episodes(num_states: PerEpisode, split: PerEpisode, max_rows: int) ->
 
 
 def read_sample(
-    reader: SequenceReader, plan: SequencePlan, split: PerEpisode, max_rows: int
+    reader: SequenceReader,
+    plan: SequencePlan,
+    split: PerEpisode,
+    max_rows: int,
+    keep: Bool[np.ndarray, "episodes"] | None = None,
 ) -> tuple[Sample, dict[str, str]]:
     """Read the chosen episodes, neighbours within a file together.
+
+    Args:
+        reader: reads the recording.
+        plan: of all episodes.
+        split: (episodes,) index into `SPLITS`.
+        max_rows: states to read, about.
+        keep: (episodes,) which ones to choose from; all when None.
 
     Returns:
         The sample, and the files that could not be read with the reason.
@@ -179,9 +190,10 @@ def read_sample(
     Raises:
         DataError: when no file can be read.
     """
-    chosen = choose_episodes(plan.num_states, split, max_rows)
+    kept = np.arange(plan.num_episodes) if keep is None else np.flatnonzero(keep)
+    chosen = kept[choose_episodes(plan.num_states[kept], split[kept], max_rows)]
     cuts = np.flatnonzero((np.diff(chosen) != 1) | (np.diff(plan.file_index[chosen]) != 0)) + 1
-    read, kept, failed = [], [], {}
+    read, numbers, failed = [], [], {}
     for run in np.split(chosen, cuts):
         file = plan.files[plan.file_index[run[0]]]
         if file.name in failed:
@@ -191,18 +203,18 @@ def read_sample(
         except DataError as error:
             failed[file.name] = str(error)
         else:
-            kept.append(run)
+            numbers.append(run)
     if not read:
         raise DataError(next(iter(failed.values())))
-    number = np.concatenate(kept)
+    number = np.concatenate(numbers)
     state, action = (
         np.concatenate([np.asarray(getattr(arrays, name), np.float64) for arrays in read])
         for name in ("state", "action")
     )
-    return Sample(state, action, select_episodes(plan, number), split[number], number), failed
+    return Sample(state, action, select_episodes_of(plan, number), split[number], number), failed
 
 
-def select_episodes(plan: SequencePlan, chosen: Int[np.ndarray, "chosen"]) -> SequencePlan:
+def select_episodes_of(plan: SequencePlan, chosen: Int[np.ndarray, "chosen"]) -> SequencePlan:
     """Return the plan of the chosen episodes alone; the files stay as they are."""
     columns = ("file_index", "episode_index", "num_states", "num_actions", "first_row", "given_split", "success")
     values = {name: getattr(plan, name) for name in columns}

@@ -129,20 +129,24 @@ def _check_lengths(num_states: Index, num_actions: Index, path: str) -> None:
 
 def _ends(file: h5py.File, path: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the cumulative ends of actions and states with a leading 0, each (episodes + 1,)."""
-    for name in (EPISODE_ENDS, f"{DATA_GROUP}"):
-        if name not in file:
-            raise DataError(f"not a native recording: {path} has no {name!r}; it holds {_found(file)}")
-    ends = [_cumulative(file, EPISODE_ENDS, path)]
-    ends.append(_cumulative(file, STATE_ENDS, path) if STATE_ENDS in file else ends[0])
-    if len(ends[0]) != len(ends[1]):
+    # Every look-up of a name costs as much as a small read: each once.
+    found = {name: file.get(name) for name in (EPISODE_ENDS, STATE_ENDS)}
+    if found[EPISODE_ENDS] is None or DATA_GROUP not in file:
+        missing = EPISODE_ENDS if found[EPISODE_ENDS] is None else DATA_GROUP
+        raise DataError(f"not a native recording: {path} has no {missing!r}; it holds {_found(file)}")
+    action_ends = _cumulative(file, EPISODE_ENDS, found[EPISODE_ENDS], path)
+    if found[STATE_ENDS] is None:
+        return action_ends, action_ends
+    state_ends = _cumulative(file, STATE_ENDS, found[STATE_ENDS], path)
+    if len(action_ends) != len(state_ends):
         raise DataError(
-            f"lengths disagree: {path}: {EPISODE_ENDS} has {len(ends[0]) - 1} episodes, {STATE_ENDS} {len(ends[1]) - 1}"
+            f"lengths disagree: {path}: {EPISODE_ENDS} has {len(action_ends) - 1} episodes, {STATE_ENDS} "
+            f"{len(state_ends) - 1}"
         )
-    return ends[0], ends[1]
+    return action_ends, state_ends
 
 
-def _cumulative(file: h5py.File, name: str, path: str) -> np.ndarray:
-    dataset = file.get(name)
+def _cumulative(file: h5py.File, name: str, dataset: object, path: str) -> np.ndarray:
     if not isinstance(dataset, h5py.Dataset) or not np.issubdtype(dataset.dtype, np.integer) or dataset.ndim != 1:
         raise DataError(f"{name} must be a list of whole numbers: {path} holds {_found(file)}")
     ends = np.concatenate([[0], dataset[()].astype(np.int64)])
@@ -157,14 +161,15 @@ def _cumulative(file: h5py.File, name: str, path: str) -> np.ndarray:
 
 def _numeric_dataset(file: h5py.File, key: str, path: str) -> h5py.Dataset:
     name = f"{DATA_GROUP}/{key}"
-    if not isinstance(file.get(name), h5py.Dataset):
+    dataset = file.get(name)
+    if not isinstance(dataset, h5py.Dataset):
         raise DataError(f"key {name!r} is missing: {path} holds {_found(file)}; set shape_meta.obs to the keys wanted")
-    if not np.issubdtype(file[name].dtype, np.number) or np.issubdtype(file[name].dtype, np.complexfloating):
-        raise DataError(f"{name} must be numeric: {path}: it is {file[name].dtype}")
-    shape = file[name].shape
+    dtype, shape = dataset.dtype, dataset.shape
+    if not np.issubdtype(dtype, np.number) or np.issubdtype(dtype, np.complexfloating):
+        raise DataError(f"{name} must be numeric: {path}: it is {dtype}")
     if not shape or 0 in shape[1:]:
         raise DataError(f"{name} must have a row per step, of at least 1 number: {path}: its shape is {shape}")
-    return file[name]
+    return dataset
 
 
 def _found(file: h5py.File) -> str:

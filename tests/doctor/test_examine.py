@@ -100,6 +100,43 @@ def test_a_planted_fault_is_found_and_nothing_else(plant, expected, tmp_path):
         assert (place.episode, place.step) in {(4, 7), (10, 29)}
 
 
+@pytest.mark.parametrize(
+    ("plant", "filters"),
+    [
+        (plant_nan, {"episodes": {"exclude": ["shard-00000.hdf5:4"]}}),
+        (plant_stale, {"drop_stale": True}),
+        (plant_constant, {"drop_constant_dims": True}),
+        (plant_saturation, {"saturated_actions": "drop"}),
+        (plant_boundary, {"drop_jumps": 10.0}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_a_filter_leaves_out_is_no_problem_any_more(plant, filters, tmp_path):
+    states, actions = record(60)
+    plant(states, actions)
+    folder = write_shards(tmp_path, states, actions)
+    assert problems(diagnose(config(folder)))
+    diagnosis = diagnose(config(folder, filters=filters))
+    assert problems(diagnosis) == []
+    (name,) = filters
+    told = [f.title for f in diagnosis.findings if f.title.endswith(f"; left out by filters: {name}")]
+    assert len(told) == (plant is not plant_nan)
+    assert diagnosis.total_episodes == 60 - (plant is plant_nan)
+
+
+def test_a_filter_that_leaves_jumps_in_is_told(tmp_path):
+    states, actions = record(60)
+    plant_boundary(states, actions)
+    folder = write_shards(tmp_path, states, actions)
+    assert problems(diagnose(config(folder, filters={"drop_jumps": 1e4}))) == [("jumps", ERROR)]
+
+
+def test_a_filter_of_episodes_that_are_not_there(tmp_path):
+    folder = write_shards(tmp_path, *record(60))
+    diagnosis = diagnose(config(folder, filters={"episodes": {"include": ["nothing:0"]}}))
+    assert ("extraction", ERROR) in problems(diagnosis)
+
+
 def test_a_large_recording_is_sampled_and_says_so(tmp_path):
     diagnosis = diagnose(config(write_shards(tmp_path, *record(60))), max_rows=1000)
     assert diagnosis.is_sample

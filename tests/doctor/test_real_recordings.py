@@ -42,6 +42,21 @@ def test_maze2d_has_a_stale_row_after_each_goal():
     assert stale.figures["inside"] + stale.figures["at_ends"] == 136
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "d4rl/FetchPush-v2.hdf5",
+        "d4rl/pushball-expert.hdf5",
+        "lerobot_v20",
+        "lerobot_v21",
+        "diffusion_policy/pusht_160.zarr",
+        "minari",
+    ],
+)
+def test_no_other_recording_has_stale_rows(path):
+    assert "stale" not in checks(examine(path))
+
+
 @pytest.mark.parametrize("name", ["FetchPush-v2.hdf5", "pushball-expert.hdf5"])
 def test_d4rl_with_next_observations_has_none(name):
     assert not {"stale", "jumps", "leak_current", "leak_next", "lag"} & checks(examine(f"d4rl/{name}"))
