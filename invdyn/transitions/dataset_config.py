@@ -50,7 +50,7 @@ class DatasetConfig(Config):
         horizon: actions per row, from the state's own step on.
         history: past states given beside the current one.
         filters: which episodes, rows and dimensions are left out (docs/filters.md).
-        part_size_mb: size of the recording's slice that one task extracts, in MB.
+        part_size_mb: size of the recording's slice that one task extracts, in MB; of many small files, at most 256.
         collect: how to record the sequences in simulation.
     """
 

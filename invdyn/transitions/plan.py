@@ -16,6 +16,8 @@ from invdyn.transitions.windows import Window
 SPLITS = ("train", "val", "test")
 TRAIN, VAL, TEST = range(len(SPLITS))
 NO_SPLIT = -1
+MAX_FILES = 256
+"""Files that one task reads: opening a small file costs as much as reading 100 KB, so their bytes say too little."""
 
 PerEpisode = Int[np.ndarray, "episodes"]
 Episodes = Bool[np.ndarray, "episodes"]
@@ -255,6 +257,7 @@ def cut_segments(
     while first < stop_all:
         limit = (ends[first - 1] if first else 0) + segment_bytes
         stop = min(max(int(np.searchsorted(ends, limit, side="right")), first + 1), stop_all)
+        stop = min(stop, int(np.searchsorted(sequences.file_index, sequences.file_index[first] + MAX_FILES)))
         if row_limit[first:stop].any():
             first_file, last_file = int(sequences.file_index[first]), int(sequences.file_index[stop - 1])
             hash_files = tuple(range(max(hashed - first_file, 0), last_file - first_file + 1))
