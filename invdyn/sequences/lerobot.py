@@ -19,6 +19,7 @@ from invdyn.errors import DataError
 from invdyn.sequences import files
 from invdyn.sequences.base import GIVEN_SPLITS, EpisodeArrays, Index, SequencePlan
 from invdyn.sequences.boundaries import runs_between
+from invdyn.sequences.chained import Edges, join_across_files
 from invdyn.sequences.file_reader import FAIL, FileReader, changed, plan_file
 from invdyn.sequences.files import find_files, read_json, read_json_lines, source_file
 from invdyn.sequences.hdf5 import side_by_side
@@ -87,6 +88,8 @@ class LerobotReader(FileReader):
         self.keys = tuple(state_keys or (STATE_KEY,))
         self._listed = Listed({}, np.zeros(0, dtype=np.int64))
         self._rows_before = 0
+        self._num_inspected = 0
+        self._edges: dict[str, Edges] = {}
 
     @classmethod
     def recognises(cls, path: str | Path) -> bool:
@@ -112,11 +115,14 @@ class LerobotReader(FileReader):
         info = read_json(files.join(self.path, INFO))
         self._listed = _listed_episodes(self.path)
         self._rows_before = 0
-        plan = super().inspect(without)
+        self._num_inspected = 0
+        plan = join_across_files(super().inspect(without), self._edges)
+        self._edges = {}  # the reader travels to every worker
         return _with_metadata(plan, info, self._listed, self.path)
 
     def inspect_file(self, path: str) -> SequencePlan:
         """Read the footer and the columns of indices."""
+        self._num_inspected += 1
         with open_parquet(path) as file:
             dims = (sum(column_width(file, key, path) for key in self.keys), column_width(file, self.action_key, path))
             indices = _read_indices(file, path)
@@ -140,8 +146,17 @@ class LerobotReader(FileReader):
             warnings.append(
                 f"{path}: frames are missing at {only_holes} places inside episodes; the episodes are cut there"
             )
+        source = source_file(path, self.path)
+        frames = indices.get(FRAME_INDEX, indices.get(GLOBAL_INDEX))
+        self._edges[source.path] = Edges(
+            order=self._num_inspected,
+            num_rows=total,
+            episode=(int(numbers[0]), int(numbers[-1])),
+            frame=None if frames is None else (int(frames[0]), int(frames[-1])),
+            starts_at_boundary=bool(np.isin(rows[0], self._listed.boundaries)),
+        )
         return plan_file(
-            source_file(path, self.path),
+            source,
             num_states=num_rows,
             num_actions=num_rows,
             dims=dims,
@@ -151,19 +166,30 @@ class LerobotReader(FileReader):
         )
 
     def read(self, plan: SequencePlan) -> EpisodeArrays:
-        """Read the columns of the planned rows at once."""
-        path = plan.files[plan.file_index[0]].path
+        """Read the columns of the planned rows at once, from each file that holds some of them."""
+        file = plan.files[plan.file_index[0]]
         assert plan.first_row is not None
         first, stop = int(plan.first_row[0]), int(plan.first_row[-1] + plan.num_states[-1])
-        with open_parquet(path) as file:
-            if file.metadata.num_rows < stop or stop - first != plan.num_states.sum():
-                raise changed(path)
-            names = list(dict.fromkeys((*self.keys, self.action_key)))
-            columns = read_rows(file, names, first, stop, path)
-        arrays = EpisodeArrays(side_by_side([columns[key] for key in self.keys]), columns[self.action_key])
-        if (arrays.state.shape[1], arrays.action.shape[1]) != (plan.state_dim, plan.action_dim):
-            raise changed(path)
+        if stop - first != plan.num_states.sum():
+            raise changed(file.path)
+        pieces: list[EpisodeArrays] = []
+        for path in (file.path, *file.parts):
+            with open_parquet(path) as table:
+                total = table.metadata.num_rows
+                if first < total and stop > 0:
+                    pieces.append(self._read_piece(table, max(first, 0), min(stop, total), path))
+            first, stop = first - total, stop - total
+            if stop <= 0:
+                break
+        state, action = ([getattr(piece, name) for piece in pieces] for name in ("state", "action"))
+        arrays = pieces[0] if len(pieces) == 1 else EpisodeArrays(np.concatenate(state), np.concatenate(action))
+        if stop > 0 or (arrays.state.shape[1], arrays.action.shape[1]) != plan.dims:
+            raise changed(file.path)
         return arrays
+
+    def _read_piece(self, table: pyarrow.parquet.ParquetFile, first: int, stop: int, path: str) -> EpisodeArrays:
+        columns = read_rows(table, list(dict.fromkeys((*self.keys, self.action_key))), first, stop, path)
+        return EpisodeArrays(side_by_side([columns[key] for key in self.keys]), columns[self.action_key])
 
 
 def _read_indices(file: pyarrow.parquet.ParquetFile, path: str) -> dict[str, Int[np.ndarray, "rows"]]:

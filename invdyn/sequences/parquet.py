@@ -26,7 +26,8 @@ def open_parquet(path: str) -> Iterator[pyarrow.parquet.ParquetFile]:
     """
     arrow = require_package("pyarrow", "Parquet")
     parquet = require_package("pyarrow.parquet", "Parquet")
-    with reading(path, arrow.ArrowException), open_binary(path) as source, parquet.ParquetFile(source) as file:
+    damage = (arrow.ArrowException, UnicodeDecodeError)  # a name in a damaged footer
+    with reading(path, *damage), open_binary(path) as source, parquet.ParquetFile(source) as file:
         yield file
 
 

@@ -49,6 +49,53 @@ def test_v3_boundaries_come_from_the_metadata_not_from_files(tmp_path: Path) -> 
     assert plan.warnings == ()
 
 
+@pytest.mark.parametrize("cuts", [[6], [4, 6, 9], [1, 2, 3], [6, 8], [11]])
+@pytest.mark.parametrize("without", [[], ["frame_index"], ["frame_index", "index"]])
+def test_v3_an_episode_goes_on_in_the_next_file(tmp_path: Path, cuts: list[int], without: list[str]) -> None:
+    episodes = make_episodes([4, 7, 3, 5])
+    root = write_lerobot_v3(tmp_path, episodes, per_file=4)
+    whole = transitions_of(root)
+    first = root / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(first).drop_columns(without)
+    folder = root / "data" / "chunk-001"
+    folder.mkdir()
+    for number, (start, stop) in enumerate(zip([0, *cuts], [*cuts, len(table)], strict=True)):
+        path = first if number == 0 else folder / f"file-{number:03d}.parquet"
+        pq.write_table(table.slice(start, stop - start), path, row_group_size=2)
+    plan, rows = transitions_of(root)
+    assert plan.num_states.tolist() == [4, 7, 3, 5]
+    assert plan.episode_index.tolist() == [0, 1, 2, 3]
+    assert plan.warnings == ()
+    for column in ("state", "action", "next_state", "step"):
+        np.testing.assert_array_equal(getattr(rows, column), getattr(whole[1], column))
+    assert sum(len(open_sequences(str(root)).source_paths(file)) for file in plan.files) == len(cuts) + 1
+    reader = open_sequences(str(root))
+    for episode in range(4):
+        one = reader.read(plan.slice(episode, episode + 1))
+        np.testing.assert_array_equal(one.action, episodes[episode].actions)
+
+
+def test_a_missing_file_cuts_the_episode_that_goes_on_behind_it(tmp_path: Path) -> None:
+    root = write_lerobot_v3(tmp_path, make_episodes([9]), per_file=1)
+    first = root / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(first)
+    pq.write_table(table.slice(0, 3), first)
+    pq.write_table(table.slice(6), first.with_name("file-002.parquet"))
+    assert open_sequences(str(root)).inspect().num_states.tolist() == [3, 3]
+
+
+def test_a_skipped_file_cuts_too_where_frames_have_no_numbers(tmp_path: Path) -> None:
+    root = write_lerobot_v3(tmp_path, make_episodes([9]), per_file=1)
+    first = root / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(first).drop_columns(["frame_index", "index"])
+    for number in range(3):
+        pq.write_table(table.slice(3 * number, 3), first.with_name(f"file-{number:03d}.parquet"))
+    assert open_sequences(str(root)).inspect().num_states.tolist() == [9]
+    first.with_name("file-001.parquet").write_bytes(b"")
+    reader = open_sequences(str(root), options={"on_error": "skip"})
+    assert reader.inspect().num_states.tolist() == [3, 3]
+
+
 def test_v3_reads_a_slice_across_row_groups(tmp_path: Path) -> None:
     episodes = make_episodes([4, 7, 3, 5, 6])
     reader = open_sequences(str(write_lerobot_v3(tmp_path, episodes, per_file=5, rows_per_group=2)))
