@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -134,6 +135,10 @@ class EpisodeArrays:
         return f"EpisodeArrays(state {self.state.shape}, action {self.action.shape})"
 
 
+ReadRows = Callable[[slice, slice], EpisodeArrays]
+"""Reads (states, actions): ranges of rows, counted from the first of a plan's episodes."""
+
+
 class SequenceReader(ABC):
     """Reads one format. Holds paths and keys only, so that it travels to workers cheaply."""
 
@@ -162,13 +167,26 @@ class SequenceReader(ABC):
             DataError: when a file is missing, unreadable, or its lengths disagree.
         """
 
-    @abstractmethod
     def read(self, plan: SequencePlan) -> EpisodeArrays:
         """Read the episodes of a plan, consecutive within one file, in a few large reads.
+
+        A format defines this, or `open` where its files allow ranges of rows to be read on their own.
 
         Raises:
             DataError: when the file no longer holds what the plan says.
         """
+        with self.open(plan) as read:
+            return read(slice(0, int(plan.num_states.sum())), slice(0, int(plan.num_actions.sum())))
+
+    @contextmanager
+    def open(self, plan: SequencePlan) -> Iterator[ReadRows]:
+        """Open the file of a plan to read ranges of its rows, one after another; here they are read at once.
+
+        Raises:
+            DataError: when the file no longer holds what the plan says; reading raises it too.
+        """
+        arrays = self.read(plan)
+        yield lambda states, actions: EpisodeArrays(arrays.state[states], arrays.action[actions])
 
 
 def all_finite(arrays: EpisodeArrays) -> bool:
@@ -184,8 +202,13 @@ def _sum_is_finite(values: Num[np.ndarray, "rows columns"]) -> bool:
         return bool(np.issubdtype(values.dtype, np.integer) or np.isfinite(values.sum(dtype=np.float32)))
 
 
-def check_finite(arrays: EpisodeArrays, plan: SequencePlan) -> None:
+def check_finite(arrays: EpisodeArrays, plan: SequencePlan, first_step: int = 0) -> None:
     """Check that no state or action is NaN or infinite, nor becomes so as float32, which transitions are stored in.
+
+    Args:
+        arrays: the episodes of the plan, the first of them from `first_step` on.
+        plan: names the episodes.
+        first_step: steps of the first episode that the plan and the arrays leave out.
 
     Raises:
         DataError: naming file, episode and step of the first one.
@@ -202,7 +225,7 @@ def check_finite(arrays: EpisodeArrays, plan: SequencePlan) -> None:
         if len(bad):
             ends = np.cumsum(lengths)
             episode = int(np.searchsorted(ends, bad[0], side="right"))
-            step = int(bad[0] - (ends[episode] - lengths[episode]))
+            step = int(bad[0] - (ends[episode] - lengths[episode])) + (first_step if episode == 0 else 0)
             file = plan.files[plan.file_index[episode]]
             column = int(np.flatnonzero(~finite[bad[0]])[0])
             value = values[bad[0], column]

@@ -76,3 +76,8 @@ def weave_last(
     woven[np.arange(len(states)) + np.repeat(np.arange(len(num_rows)), num_rows)] = states
     woven[ends + np.arange(len(num_rows))] = next_states[ends - 1]
     return woven
+
+
+def shifted(rows: slice, offset: int) -> slice:
+    """Return a range of rows moved by `offset`."""
+    return slice(rows.start + offset, rows.stop + offset)

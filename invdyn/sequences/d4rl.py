@@ -6,7 +6,8 @@ episode's end is the next episode's reset: the last row of an episode is then no
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -14,8 +15,8 @@ import numpy as np
 from jaxtyping import Bool, Num
 
 from invdyn.errors import DataError
-from invdyn.sequences.base import EpisodeArrays, SequencePlan
-from invdyn.sequences.boundaries import continues, runs_between, weave_last
+from invdyn.sequences.base import EpisodeArrays, ReadRows, SequencePlan
+from invdyn.sequences.boundaries import continues, runs_between, shifted, weave_last
 from invdyn.sequences.file_reader import FAIL, FileReader, changed, plan_file
 from invdyn.sequences.files import open_hdf5, source_file
 from invdyn.sequences.hdf5 import (
@@ -112,21 +113,30 @@ class D4rlReader(FileReader):
                 warnings=warnings,
             )
 
-    def read(self, plan: SequencePlan) -> EpisodeArrays:
-        """Read each array of the planned rows in one slice."""
+    @contextmanager
+    def open(self, plan: SequencePlan) -> Iterator[ReadRows]:
+        """Open the file; each array of a range is one slice. Recorded next observations are read at once."""
         path = plan.files[plan.file_index[0]].path
         assert plan.first_row is not None
-        rows = slice(int(plan.first_row[0]), int(plan.first_row[-1] + plan.num_actions[-1]))
-        if rows.stop - rows.start != plan.num_actions.sum():
+        first, total = int(plan.first_row[0]), int(plan.num_actions.sum())
+        if int(plan.first_row[-1] + plan.num_actions[-1]) - first != total:
             raise changed(path)
         with open_hdf5(path) as file:
-            states = side_by_side([_slice(file, key, rows, path) for key in self.keys])
-            actions = _slice(file, self.action_key, rows, path)
-            if self._has_next(file):
-                states = weave_last(states, _slice(file, NEXT_OBSERVATIONS, rows, path), plan.num_actions)
-        if len(states) != plan.num_states.sum():
-            raise changed(path)
-        return EpisodeArrays(states, actions)
+            has_next = self._has_next(file)
+            if total + len(plan.num_actions) * has_next != plan.num_states.sum():
+                raise changed(path)
+
+            def read_states(rows: slice) -> Num[np.ndarray, "rows dim"]:
+                return side_by_side([_slice(file, key, shifted(rows, first), path) for key in self.keys])
+
+            if has_next:
+                next_states = _slice(file, NEXT_OBSERVATIONS, slice(first, first + total), path)
+                woven = weave_last(read_states(slice(0, total)), next_states, plan.num_actions)
+                del next_states
+            yield lambda states, actions: EpisodeArrays(
+                woven[states] if has_next else read_states(states),
+                _slice(file, self.action_key, shifted(actions, first), path),
+            )
 
     def _has_next(self, file: h5py.File) -> bool:
         return self.keys == (OBSERVATIONS,) and isinstance(file.get(NEXT_OBSERVATIONS), h5py.Dataset)

@@ -6,17 +6,19 @@ exclusive over actions, and `meta/state_ends` (E,) the same over states, of whic
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from invdyn.errors import DataError
-from invdyn.sequences.base import EpisodeArrays, Index, SequencePlan
+from invdyn.sequences.base import EpisodeArrays, Index, ReadRows, SequencePlan
+from invdyn.sequences.boundaries import shifted
 from invdyn.sequences.file_reader import FAIL, FileReader, changed, plan_file
 from invdyn.sequences.files import HDF5_SUFFIXES, open_hdf5, source_file
-from invdyn.sequences.hdf5 import find_hdf5, first_readable
+from invdyn.sequences.hdf5 import find_hdf5, first_readable, flat_rows, side_by_side
 
 STATE_KEY = "state"
 ACTION_KEY = "action"
@@ -95,20 +97,26 @@ class NativeReader(FileReader):
                 attributes=_attributes(file.attrs),
             )
 
-    def read(self, plan: SequencePlan) -> EpisodeArrays:
-        """Read each array of the planned episodes in one slice."""
+    @contextmanager
+    def open(self, plan: SequencePlan) -> Iterator[ReadRows]:
+        """Open the shard; each array of a range is one slice."""
         path = plan.files[plan.file_index[0]].path
         first, last = int(plan.episode_index[0]), int(plan.episode_index[-1])
         with open_hdf5(path) as file:
             action_ends, state_ends = _ends(file, path)
-            found = [np.diff(ends)[first : last + 1] for ends in (state_ends, action_ends)]
+            found = [np.diff(ends[first : last + 2]) for ends in (state_ends, action_ends)]
             if not (np.array_equal(found[0], plan.num_states) and np.array_equal(found[1], plan.num_actions)):
                 raise changed(path)
-            states = slice(int(state_ends[first]), int(state_ends[last + 1]))
-            actions = slice(int(action_ends[first]), int(action_ends[last + 1]))
-            columns = [_rows(file[f"{DATA_GROUP}/{key}"][states]) for key in self.keys]
-            action = _rows(file[f"{DATA_GROUP}/{self.action_key}"][actions])
-        return EpisodeArrays(columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1), action)
+            states = [file[f"{DATA_GROUP}/{key}"] for key in self.keys]
+            actions = file[f"{DATA_GROUP}/{self.action_key}"]
+
+            def read(state_rows: slice, action_rows: slice) -> EpisodeArrays:
+                found = [flat_rows(rows[shifted(state_rows, int(state_ends[first]))]) for rows in states]
+                return EpisodeArrays(
+                    side_by_side(found), flat_rows(actions[shifted(action_rows, int(action_ends[first]))])
+                )
+
+            yield read
 
 
 def _check_lengths(num_states: Index, num_actions: Index, path: str) -> None:
@@ -180,10 +188,6 @@ def _found(file: h5py.File) -> str:
 
 def _width(dataset: h5py.Dataset) -> int:
     return int(np.prod(dataset.shape[1:], dtype=np.int64))
-
-
-def _rows(values: np.ndarray) -> np.ndarray:
-    return values.reshape(len(values), -1)
 
 
 def _attributes(attrs: Mapping[str, object]) -> dict[str, str | float]:

@@ -67,7 +67,7 @@ class DatasetConfig(Config):
     horizon: int = Field(default=1, ge=1)
     history: int = Field(default=0, ge=0)
     filters: FiltersConfig = FiltersConfig()
-    part_size_mb: float = Field(default=64.0, gt=0)
+    part_size_mb: float = Field(default=128.0, gt=0)
     collect: CollectConfig | None = None
 
     @model_validator(mode="after")

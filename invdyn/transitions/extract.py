@@ -9,33 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xxhash
 
 from invdyn.errors import ConfigError, DataError
-from invdyn.sequences.base import EpisodeArrays, SequencePlan, SequenceReader
+from invdyn.sequences.base import SequencePlan, SequenceReader
 from invdyn.sequences.registry import open_sequences
-from invdyn.statistics import Moments
 from invdyn.transitions.damage import DamagedFiles, find_damaged
 from invdyn.transitions.dataset_config import DatasetConfig
 from invdyn.transitions.filters import (
-    RowFilter,
-    count_clipped,
-    drop_masks,
-    first_of_each,
     select_episodes,
-    stored_arrays,
 )
 from invdyn.transitions.manifest import extraction_config, make_manifest
 from invdyn.transitions.output_folder import check_output, finish, open_output, save_record, segment_key
 from invdyn.transitions.plan import (
-    SPLITS,
-    TRAIN,
     ExtractionPlan,
     PerEpisode,
     Segment,
@@ -48,24 +39,21 @@ from invdyn.transitions.scan import (
     Scan,
     Task,
     count_scans,
-    kept_lengths,
-    read_episodes,
     scan_recording,
 )
+from invdyn.transitions.segment import extract_segment
 from invdyn.transitions.store import (
     COLUMNS,
     SCHEMA_VERSION,
-    Part,
     TransitionStore,
-    part_name,
-    write_part,
 )
-from invdyn.transitions.windows import Transitions, Window, make_transitions
+from invdyn.transitions.windows import Window
 
 if TYPE_CHECKING:
     import ray.data
 
-HASH_CHUNK_BYTES = 8 * 2**20
+
+SCHEDULING_TIMEOUT = "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S"
 
 Record = dict[str, Any]
 OnRows = Callable[[int], None]
@@ -131,7 +119,7 @@ def create_dataset(
     output = Path(config.transitions_path)
     plan_hash = hash_plan(config, sequences, max_samples)
     # What cannot be planned is told before the recording is read, or a folder refused.
-    _plan(config, sequences, max_samples=None if config.filters.needs_scan else max_samples)
+    plan = _plan(config, sequences, max_samples=None if config.filters.needs_scan else max_samples)
     job = check_output(output, plan_hash, overwrite)
     run = partial(_run, reader=reader, local=local, num_workers=num_workers)
     damaged, resume = dict(job.damaged), job.resume
@@ -140,7 +128,8 @@ def create_dataset(
             sequences = reader.inspect(damaged)
         try:
             scan = _scan(config, reader, sequences, job.saved_scan(damaged), run, listener)
-            plan = _plan(config, sequences, max_samples=max_samples, row_drops=scan.row_drops)
+            if damaged or config.filters.needs_scan:
+                plan = _plan(config, sequences, max_samples=max_samples, row_drops=scan.row_drops)
             listener.on_plan(plan)
             done = open_output(job, plan.segments, scan, damaged, resume=resume)
             resume = True
@@ -240,74 +229,6 @@ def check_parts(output: Path, records: Iterable[Record]) -> None:
                     f"part is missing after it was written: {output / part['file']}; on a cluster, the output folder "
                     "must be on a disk that all nodes share"
                 )
-
-
-def extract_segment(
-    reader: SequenceReader, window: Window, folder: Path, row_filter: RowFilter, segment: Segment
-) -> Record:
-    """Extract one segment: read, cut, check, write its parts, and return what the manifest needs of it.
-
-    Raises:
-        DataError: naming file, episode and step of bad values, or the part that could not be written.
-    """
-    arrays = read_episodes(reader, segment.sequences, segment.keep)
-    record: Record = {"index": segment.index, "parts": {}, "moments": None}
-    if row_filter.clip_to is not None:
-        record["clipped_rows"] = 0
-    for index, split in enumerate(SPLITS):
-        limit = np.where(segment.split == index, segment.row_limit, 0)
-        if not limit.any():
-            continue
-        rows = cut_rows(arrays, window, row_filter, segment, limit)
-        if row_filter.clip_to is not None:
-            num_actions = kept_lengths(segment)[1]
-            act = (np.cumsum(num_actions) - num_actions)[rows.episode - segment.first_episode] + rows.step
-            record["clipped_rows"] += count_clipped(row_filter.clip_to, arrays.action, act, window.horizon)
-        name = part_name(split, segment.index)
-        write_part(folder / name, rows)
-        record["parts"][split] = asdict(Part(name, len(rows), hash_rows(rows)))
-        if index == TRAIN:
-            record["moments"] = Moments.of_transitions(rows.state, rows.action, rows.next_state).to_json()
-    record["sources"] = [
-        {"name": file.name, "size": file.size, "xxh3_128": hash_files(reader.source_paths(file))}
-        for file in (segment.sequences.files[i] for i in segment.hash_files)
-    ]
-    return record
-
-
-def cut_rows(
-    arrays: EpisodeArrays, window: Window, row_filter: RowFilter, segment: Segment, limit: PerEpisode
-) -> Transitions:
-    """Cut the first `limit` rows of each episode of a segment that no filter leaves out."""
-    num_states, num_actions = kept_lengths(segment)
-    stored = stored_arrays(row_filter, arrays)
-    if not row_filter.drops_rows:
-        return make_transitions(stored, window, num_states, num_actions, limit, segment.first_episode)
-    available = window.num_rows(num_states, num_actions)
-    masks = drop_masks(row_filter, arrays, window, num_states, num_actions)
-    chosen = first_of_each(~np.logical_or.reduce(list(masks.values())), available, limit)
-    wanted = np.where(limit > 0, available, 0)
-    rows = make_transitions(stored, window, num_states, num_actions, wanted, segment.first_episode)
-    chosen = chosen[np.repeat(limit > 0, available)]
-    return Transitions(**{column: getattr(rows, column)[chosen] for column in COLUMNS})
-
-
-def hash_rows(rows: Transitions) -> str:
-    """Return the XXH3-128 of the columns' bytes, in `COLUMNS` order."""
-    digest = xxhash.xxh3_128()
-    for column in COLUMNS:
-        digest.update(np.ascontiguousarray(getattr(rows, column)).data)
-    return digest.hexdigest()
-
-
-def hash_files(paths: Iterable[str]) -> str:
-    """Return the XXH3-128 of the bytes of files, one after another."""
-    digest = xxhash.xxh3_128()
-    for path in paths:
-        with Path(path).open("rb") as file:
-            while block := file.read(HASH_CHUNK_BYTES):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _plan(
@@ -416,6 +337,7 @@ def _run_on_ray(task: Task, segments: Sequence[Segment], num_workers: int | None
         return
     import ray.data
 
+    _schedule_quickly()
     by_index = {segment.index: segment for segment in segments}
     at_once = num_workers and min(num_workers, len(segments))
 
@@ -425,6 +347,14 @@ def _run_on_ray(task: Task, segments: Sequence[Segment], num_workers: int | None
     dataset = ray.data.from_items([{"segment": index} for index in by_index], override_num_blocks=len(segments))
     for row in dataset.map(run, num_cpus=1, concurrency=at_once).iter_rows():
         yield json.loads(row["record"])
+
+
+def _schedule_quickly() -> None:
+    """Let Ray Data look for finished tasks every 20 ms: with its 100 ms a worker waits 0.14 s for its next task."""
+    from ray.data._internal.execution import streaming_executor_state as state
+
+    if hasattr(state, SCHEDULING_TIMEOUT):  # Ray's own business, so it may go; a test says when it does
+        setattr(state, SCHEDULING_TIMEOUT, 0.02)
 
 
 def _record_or_error(reader: SequenceReader, task: Task, segment: Segment) -> Record:

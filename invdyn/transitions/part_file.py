@@ -1,46 +1,132 @@
-"""Writing arrays as an HDF5 file without letting HDF5 touch the disk.
+"""Writing an HDF5 file piece by piece without letting HDF5 touch the disk.
 
 An HDF5 file whose disk fills up while it is open cannot be closed, and the process crashes when it ends. So HDF5 lays
-the file out in memory, without the arrays, which are then written to their places as plain bytes: as fast as HDF5, and
-a full disk is an `OSError` like any other.
+the file out in memory, without the values, which are then written to their places as plain bytes: as fast as HDF5, in
+pieces that stay in a core's cache, and a full disk is an error like any other.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import h5py
 import numpy as np
+import xxhash
 from jaxtyping import Shaped
 
-Array = Shaped[np.ndarray, "..."]
+from invdyn.errors import DataError
+
+Array = Shaped[np.ndarray, "rows ..."]
+Column = tuple[tuple[int, ...], np.dtype]
 
 
-def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write an HDF5 file with one dataset per array: the same arrays give the same bytes.
+class PartFile:
+    """A new HDF5 file with one dataset per column, filled from its first row to its last: same rows, same bytes.
+
+    Args:
+        path: the file.
+        num_rows: rows of every column.
+        columns: name to (shape of one row, dtype).
+        final_path: what errors call it.
 
     Raises:
-        OSError: when the disk is full or the file cannot be written.
+        DataError: when the disk is full or the file cannot be written; `append` does too.
     """
+
+    def __init__(self, path: Path, num_rows: int, columns: Mapping[str, Column], final_path: Path | None = None):
+        self.num_rows = num_rows
+        self.final_path = final_path or path
+        self.rows_written = 0
+        self._columns = dict(columns)
+        self._hashes = {name: xxhash.xxh3_128() for name in columns}
+        layout, self._offsets = _lay_out(num_rows, columns)
+        with writing_to(self.final_path):
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            with writing_to(self.final_path):
+                os.ftruncate(self._file, layout.size)
+                for offset, content in layout.written.items():
+                    _write(self._file, content, offset)
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, columns: Mapping[str, Array]) -> None:
+        """Write the next rows of all columns."""
+        (num_new,) = {len(values) for values in columns.values()}
+        assert self.rows_written + num_new <= self.num_rows, "more rows than the file was laid out for"
+        for name, (shape, dtype) in self._columns.items():
+            values = np.ascontiguousarray(columns[name])
+            assert (values.dtype, values.shape[1:]) == (dtype, tuple(shape))
+            if values.size:
+                content = values.data.cast("B")
+                self._hashes[name].update(content)
+                row_bytes = len(content) // num_new
+                with writing_to(self.final_path):
+                    _write(self._file, content, self._offsets[name] + self.rows_written * row_bytes)
+        self.rows_written += num_new
+
+    def content_hash(self) -> str:
+        """Return the XXH3-128 of the columns' hashes, each over the bytes of its rows."""
+        digest = xxhash.xxh3_128()
+        for each in self._hashes.values():
+            digest.update(each.digest())
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+    def __enter__(self) -> Self:
+        """Return the file."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        self.close()
+
+
+@contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Turn an OSError into the error for a file that cannot be written.
+
+    Raises:
+        DataError: naming the file and the reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"cannot write {path}: {reason}; free some space or set output_path, then run again") from None
+
+
+def _lay_out(num_rows: int, columns: Mapping[str, Column]) -> tuple[_Layout, dict[str, int]]:
+    """Return the file without its values, and where those of each column start."""
     layout = _Layout()
-    places: list[tuple[int, memoryview]] = []
     early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    offsets = {}
     with h5py.File(layout, "w") as file:
-        for name, array in arrays.items():
-            dataset = file.create_dataset(name, array.shape, array.dtype, track_times=False, dcpl=early)
-            if array.size:
-                places.append((dataset.id.get_offset(), np.ascontiguousarray(array).data.cast("B")))
-    pieces: list[tuple[int, bytes | memoryview]] = [*layout.written.items(), *places]
-    with path.open("wb") as disk:
-        for offset, content in pieces:
-            disk.seek(offset)
-            disk.write(content)
-        disk.truncate(layout.size)
+        for name, (shape, dtype) in columns.items():
+            dataset = file.create_dataset(name, (num_rows, *shape), dtype, track_times=False, dcpl=early)
+            offsets[name] = dataset.id.get_offset() if dataset.size else 0
+    return layout, offsets
+
+
+def _write(file: int, content: bytes | memoryview, offset: int) -> None:
+    view = memoryview(content)
+    while view:  # a write may be cut short by a signal, or at 2 GB
+        written = os.pwrite(file, view, offset)
+        view, offset = view[written:], offset + written
 
 
 class _Layout(io.RawIOBase):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +18,7 @@ from jaxtyping import Num
 from invdyn.errors import DataError
 from invdyn.statistics import Moments
 from invdyn.transitions.filters import ConstantDims
-from invdyn.transitions.part_file import write_arrays
+from invdyn.transitions.part_file import PartFile, writing_to
 from invdyn.transitions.plan import SPLITS
 from invdyn.transitions.windows import Transitions
 
@@ -26,7 +26,14 @@ MANIFEST = "manifest.json"
 CONSTANT_DIMS = "constant_dims"
 SCHEMA_VERSION = 1
 TEMPORARY_SUFFIX = ".tmp"
-COLUMNS = ("state", "action", "next_state", "episode", "step")
+COLUMN_TYPES: dict[str, np.dtype] = {
+    "state": np.dtype(np.float32),
+    "action": np.dtype(np.float32),
+    "next_state": np.dtype(np.float32),
+    "episode": np.dtype(np.int64),
+    "step": np.dtype(np.int64),
+}
+COLUMNS = tuple(COLUMN_TYPES)
 
 
 @dataclass(frozen=True)
@@ -186,14 +193,22 @@ class TransitionStore:
         return np.empty((0, *shapes[column]), np.float32)
 
 
-def write_part(path: Path, rows: Transitions) -> None:
-    """Write one part under a temporary name, then rename it.
+@contextmanager
+def writing_part(path: Path, num_rows: int, row_shapes: Mapping[str, tuple[int, ...]]) -> Iterator[PartFile]:
+    """Give a part to fill row by row: under a temporary name, renamed at the end.
+
+    Args:
+        path: final name.
+        num_rows: rows that will be appended.
+        row_shapes: shape of one row of state, action and next_state.
 
     Raises:
         DataError: when the disk is full or the folder cannot be written; no file is left under the final name.
     """
-    with _replacing(path) as temporary:
-        write_arrays(temporary, {column: getattr(rows, column) for column in COLUMNS})
+    columns = {name: (row_shapes.get(name, ()), COLUMN_TYPES[name]) for name in COLUMNS}
+    with _replacing(path) as temporary, PartFile(temporary, num_rows, columns, path) as part:
+        yield part
+        assert part.rows_written == num_rows, "fewer rows than planned"
 
 
 def write_json(path: Path, values: Any, *, indent: int | None = None) -> None:
@@ -222,12 +237,10 @@ def _replacing(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path` to write to, renamed to `path` at the end and removed on any failure."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"cannot write {path}: {reason}; free some space or set output_path, then run again") from None
+        with writing_to(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -87,6 +87,7 @@ def make_transitions(
     num_actions: Counts,
     row_limit: Counts,
     first_episode: int,
+    first_step: Counts | None = None,
 ) -> Transitions:
     """Cut episodes that lie end to end into transitions.
 
@@ -97,6 +98,7 @@ def make_transitions(
         num_actions: actions of each episode.
         row_limit: rows wanted of each episode, from its start; at most what the window gives.
         first_episode: number of the first episode in the whole recording.
+        first_step: (episodes,) step of the first state given of each episode; 0 when None.
 
     Returns:
         The rows in episode and step order.
@@ -112,7 +114,7 @@ def make_transitions(
         action=_gather(arrays.action, act, np.arange(window.horizon)),
         next_state=_gather(arrays.state, now, np.array([window.gap])),
         episode=np.repeat(np.arange(first_episode, first_episode + len(rows)), rows),
-        step=ranges(np.full(len(rows), window.history), rows),
+        step=ranges((np.zeros_like(rows) if first_step is None else first_step) + window.history, rows),
     )
 
 

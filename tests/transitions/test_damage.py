@@ -180,7 +180,7 @@ def test_a_disk_error_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def fail(*arguments: object) -> None:
         raise DataError("cannot write part: No space left on device")
 
-    monkeypatch.setattr("invdyn.transitions.extract.write_part", fail)
+    monkeypatch.setattr("invdyn.transitions.segment.writing_part", fail)
     with pytest.raises(DataError, match="No space left"):
         create_dataset(config, local=True)
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import h5py
 import numpy as np
@@ -14,9 +15,11 @@ from hypothesis import strategies as st
 
 from invdyn.errors import ConfigError, DataError
 from invdyn.statistics import transition_features
+from invdyn.transitions import blocks
 from invdyn.transitions.dataset_config import DatasetConfig
-from invdyn.transitions.extract import Listener, create_dataset, hash_files, read_transitions
+from invdyn.transitions.extract import SCHEDULING_TIMEOUT, Listener, create_dataset, read_transitions
 from invdyn.transitions.plan import SPLITS, limit_rows
+from invdyn.transitions.segment import hash_files
 from invdyn.transitions.store import COLUMNS, TransitionStore
 from invdyn.transitions.windows import Window
 from tests.sequences.recordings import make_episodes, write_recording, write_shard
@@ -47,6 +50,7 @@ def interrupt_after(config: DatasetConfig, segments: int, **options: Any) -> Pat
     window=st.builds(Window, gap=st.integers(1, 3), horizon=st.integers(1, 3), history=st.integers(0, 2)),
     max_samples=st.none() | st.integers(3, 60),
     part_bytes=st.integers(1, 1500),
+    block_bytes=st.integers(1, 1500),
     states_after=st.integers(0, 1),
     ratio=st.sampled_from([0.0, 0.2]),
 )
@@ -56,6 +60,7 @@ def test_dataset_equals_the_reference(
     window: Window,
     max_samples: int | None,
     part_bytes: int,
+    block_bytes: int,
     states_after: int,
     ratio: float,
 ) -> None:
@@ -77,7 +82,8 @@ def test_dataset_equals_the_reference(
             create(config, max_samples=max_samples)
         assert [path.name for path in folder.iterdir()] == ["sequence"]
         return
-    store = create(config, max_samples=max_samples)
+    with patch.object(blocks, "BLOCK_BYTES", block_bytes):
+        store = create(config, max_samples=max_samples)
 
     manifest = store.manifest
     assert manifest["num_rows"] == min(max_samples or len(expected), len(expected))
@@ -489,6 +495,12 @@ def test_local_and_ray_give_the_same_bytes(tmp_path: Path, whole: dict[str, byte
         output = tmp_path / f"workers{workers}"
         create_dataset(config_of(tmp_path, output_path=str(output)), num_workers=workers)
         assert contents(output) == whole
+
+
+def test_ray_data_still_has_the_setting_that_keeps_workers_busy() -> None:
+    from ray.data._internal.execution import streaming_executor_state
+
+    assert hasattr(streaming_executor_state, SCHEDULING_TIMEOUT)
 
 
 def test_interrupted_run_continues_on_ray(tmp_path: Path, whole: dict[str, bytes], ray_session: None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from invdyn.config import load_config
 from invdyn.errors import ConfigError, DataError
 from invdyn.sequences.base import SequencePlan
 from invdyn.sequences.native import NativeReader
+from invdyn.transitions import blocks
 from invdyn.transitions.dataset_config import DatasetConfig
 from invdyn.transitions.extract import Listener, create_dataset
 from invdyn.transitions.filters import FiltersConfig, select_episodes
@@ -400,7 +402,8 @@ def test_rows_equal_a_slow_reference(
         with pytest.raises(DataError, match=r"^no (transitions|episodes) left"):
             create(folder, filters, **values)
         return
-    store = create(folder, filters, max_samples=max_samples, **values)
+    with patch.object(blocks, "BLOCK_BYTES", part_bytes // 2 + 1):
+        store = create(folder, filters, max_samples=max_samples, **values)
     dropped(store, sum(length + 1 for length in lengths))
     found = rows_of(store)
     assert list(found) == list(expected)[:max_samples]

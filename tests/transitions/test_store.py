@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from hypothesis import strategies as st
 
 from invdyn.errors import DataError
 from invdyn.transitions.extract import create_dataset
-from invdyn.transitions.part_file import write_arrays
+from invdyn.transitions.part_file import PartFile
 from invdyn.transitions.plan import SPLITS
-from invdyn.transitions.store import COLUMNS, Part, TransitionStore, write_json, write_part
+from invdyn.transitions.store import COLUMNS, Part, TransitionStore, write_json, writing_part
 from invdyn.transitions.windows import Transitions
 from tests.transitions.datasets import config_of, record
 
@@ -29,6 +30,12 @@ def store(tmp_path: Path) -> TransitionStore:
 def some_rows(rows: int = 4) -> Transitions:
     values = np.arange(2 * rows, dtype=np.float32).reshape(rows, 2)
     return Transitions(values, values, values, np.arange(rows), np.arange(rows))
+
+
+def write_part(path: Path, rows: Transitions) -> None:
+    columns = {column: getattr(rows, column) for column in COLUMNS}
+    with writing_part(path, len(rows), {name: values.shape[1:] for name, values in columns.items()}) as part:
+        part.append(columns)
 
 
 def test_all_ways_to_read_agree(store: TransitionStore) -> None:
@@ -104,22 +111,42 @@ def test_parts_are_the_bytes_of_their_rows(tmp_path: Path) -> None:
 
 
 @given(
-    shapes=st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=3), min_size=1, max_size=9),
+    row_shapes=st.lists(st.lists(st.integers(0, 5), max_size=2).map(tuple), min_size=1, max_size=9),
+    pieces=st.lists(st.integers(0, 5), max_size=4),
     dtype=st.sampled_from([np.float32, np.float64, np.int64, np.uint8]),
 )
-def test_files_hold_what_h5py_reads(
-    tmp_path_factory: pytest.TempPathFactory, shapes: list[list[int]], dtype: type
+def test_files_hold_what_h5py_reads_however_they_were_filled(
+    tmp_path_factory: pytest.TempPathFactory, row_shapes: list[tuple[int, ...]], pieces: list[int], dtype: type
 ) -> None:
     generator = np.random.default_rng(0)
-    arrays = {str(i): (generator.normal(size=shape) * 50).astype(dtype) for i, shape in enumerate(shapes)}
-    arrays["transposed"] = np.arange(6.0).reshape(2, 3).T
+    arrays = {str(i): (generator.normal(size=(sum(pieces), *s)) * 50).astype(dtype) for i, s in enumerate(row_shapes)}
+    arrays["transposed"] = np.arange(2.0 * sum(pieces)).reshape(2, -1).T
+    columns = {name: (values.shape[1:], values.dtype) for name, values in arrays.items()}
     path = tmp_path_factory.getbasetemp() / "arrays.h5"
-    write_arrays(path, arrays)
-    with h5py.File(path, "r") as file:
-        assert file.keys() == arrays.keys()
+    whole = tmp_path_factory.getbasetemp() / "whole.h5"
+    with PartFile(path, sum(pieces), columns) as file:
+        for stop, rows in zip(np.cumsum(pieces), pieces, strict=True):
+            file.append({name: values[stop - rows : stop] for name, values in arrays.items()})
+        with PartFile(whole, sum(pieces), columns) as at_once:
+            at_once.append(arrays)
+            assert at_once.content_hash() == file.content_hash()
+    assert path.read_bytes() == whole.read_bytes()
+    with h5py.File(path, "r") as read:
+        assert read.keys() == arrays.keys()
         for name, array in arrays.items():
-            assert file[name].dtype == array.dtype
-            np.testing.assert_array_equal(file[name][()], array)
+            assert read[name].dtype == array.dtype
+            np.testing.assert_array_equal(read[name][()], array)
+
+
+def test_a_file_that_cannot_grow_is_an_error_that_names_the_part(tmp_path: Path) -> None:
+    columns = {"a": ((), np.dtype(np.float64))}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(DataError, match=r"^cannot write .*part\.h5: .*[Ff]ile too large.*; free some space"):
+            PartFile(tmp_path / "temporary", 10_000, columns, tmp_path / "part.h5")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
