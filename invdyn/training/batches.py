@@ -25,7 +25,13 @@ from invdyn.models.base import InverseDynamics
 from invdyn.transitions.store import Part, TransitionStore
 
 STEPS_PER_CHUNK = 64
+CHUNK_ROWS = 131_072
+"""Chunks of large batches hold fewer steps: gathered into memory that is fresh each time, they would cost more."""
+
 ENCODE_ROWS = 65_536
+ENCODE_ROWS_ON_CPU = 4_096
+"""Rows encoded at a time: on a CPU so few that the float64 intermediates stay in its cache."""
+
 STREAM_BLOCK_ROWS = 65_536
 STREAM_POOL_BLOCKS = 8
 RESIDENT_MEMORY_SHARE = 0.5
@@ -55,6 +61,11 @@ class Share:
                 f"batch_size is global and must be divisible by the number of workers: got {self.batch_size} for "
                 f"{self.world_size} workers"
             )
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of a chunk of global batches."""
+        return self.batch_size * max(1, min(STEPS_PER_CHUNK, CHUNK_ROWS // self.batch_size))
 
     def of(self, rows: Tensor) -> Tensor:
         """Return this rank's rows of a chunk: (steps * batch_size, ...) to (steps, batch_size / world_size, ...)."""
@@ -91,7 +102,7 @@ class ResidentBatches:
         """Yield the epoch's chunks; see `Batches`."""
         order = torch.randperm(len(self.context), generator=epoch_generator(self.seed, epoch))
         order = order[: self.steps_per_epoch * self.share.batch_size].to(self.context.device)
-        for index in order.split(STEPS_PER_CHUNK * self.share.batch_size):
+        for index in order.split(self.share.chunk_rows):
             mine = self.share.of(index)
             flat = mine.reshape(-1)
             yield self.context[flat].unflatten(0, mine.shape), self.target[flat].unflatten(0, mine.shape)
@@ -139,16 +150,15 @@ class StreamingBatches:
         generator = epoch_generator(self.seed, epoch)
         order = torch.randperm(len(self.blocks), generator=generator).tolist()
         pools = [order[i : i + self.pool_blocks] for i in range(0, len(order), self.pool_blocks)]
-        chunk_rows = STEPS_PER_CHUNK * self.share.batch_size
+        chunk_rows = self.share.chunk_rows
         rest: Rows | None = None
         with ThreadPoolExecutor(max_workers=1) as reader:
             pending = reader.submit(self._read_pool, pools[0])
             for following in [*pools[1:], None]:
-                rows = pending.result()
+                roomy = pending.result()
                 if following is not None:
                     pending = reader.submit(self._read_pool, following)
-                if rest is not None:
-                    rows = (torch.cat([rest[0], rows[0]]), torch.cat([rest[1], rows[1]]))
+                rows = _put_before(roomy, rest, chunk_rows)
                 order_in_pool = torch.randperm(len(rows[0]), generator=generator)
                 step_rows = chunk_rows if following is not None else self.share.batch_size
                 whole = len(order_in_pool) // step_rows * step_rows
@@ -158,11 +168,16 @@ class StreamingBatches:
                 rest = (rows[0][left], rows[1][left])
 
     def _read_pool(self, pool: list[int]) -> Rows:
-        blocks = [self._read_block(*self.blocks[i]) for i in pool]
-        return torch.cat([context for context, _ in blocks]), torch.cat([target for _, target in blocks])
-
-    def _read_block(self, part: Part, first: int, stop: int) -> Rows:
-        return encode_rows(self.encoder, self.store.read_rows(part, first, stop), torch.device("cpu"))
+        """Return the encoded rows of some blocks, behind room for a chunk of rows that are left from the last pool."""
+        blocks: list[tuple[Part, int, int]] = [self.blocks[i] for i in pool]
+        total = self.share.chunk_rows + sum(stop - first for _, first, stop in blocks)
+        context, target = torch.empty(total, self.encoder.context_dim), torch.empty(total, self.encoder.target_dim)
+        at = self.share.chunk_rows
+        for part, first, stop in blocks:
+            mine = slice(at, at + stop - first)
+            encode_into(self.encoder, self.store.read_rows(part, first, stop), context[mine], target[mine])
+            at = mine.stop
+        return context, target
 
     def _to_device(self, rows: Rows, index: Tensor) -> Rows:
         mine = self.share.of(index)
@@ -171,8 +186,16 @@ class StreamingBatches:
         return context.unflatten(0, mine.shape), target.unflatten(0, mine.shape)
 
 
+def _put_before(roomy: Rows, rest: Rows | None, room: int) -> Rows:
+    """Put the rows that are left into the room at the front, and return all rows."""
+    first = room - (0 if rest is None else len(rest[0]))
+    for values, left in zip(roomy, rest or (), strict=False):
+        values[first:room] = left
+    return roomy[0][first:], roomy[1][first:]
+
+
 def encode_rows(model: InverseDynamics, rows: dict[str, np.ndarray], device: torch.device) -> Rows:
-    """Encode physical rows block by block, so that float64 intermediates stay small.
+    """Encode physical rows; see `encode_into`.
 
     Args:
         model: whose `encode` to use; it must be on `device`.
@@ -185,12 +208,18 @@ def encode_rows(model: InverseDynamics, rows: dict[str, np.ndarray], device: tor
     total = len(rows["state"])
     context = torch.empty(total, model.context_dim, device=device)
     target = torch.empty(total, model.target_dim, device=device)
-    with torch.no_grad():
-        for first in range(0, total, ENCODE_ROWS):
-            block = slice(first, first + ENCODE_ROWS)
-            columns = (torch.from_numpy(rows[name][block]).to(device) for name in ("state", "action", "next_state"))
-            context[block], target[block] = model.encode(*columns)
+    encode_into(model, rows, context, target)
     return context, target
+
+
+@torch.no_grad()
+def encode_into(model: InverseDynamics, rows: dict[str, np.ndarray], context: Tensor, target: Tensor) -> None:
+    """Encode physical rows into (rows, context_dim) and (rows, target_dim), in blocks: intermediates stay small."""
+    size = ENCODE_ROWS_ON_CPU if context.device.type == "cpu" else ENCODE_ROWS
+    for first in range(0, len(context), size):
+        block = slice(first, first + size)
+        columns = (torch.from_numpy(rows[n][block]).to(context.device) for n in ("state", "action", "next_state"))
+        context[block], target[block] = model.encode(*columns)
 
 
 def load_rows(model: InverseDynamics, store: TransitionStore, split: str, device: torch.device) -> Rows:

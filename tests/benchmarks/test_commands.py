@@ -56,13 +56,23 @@ def test_accuracy(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(row["spread (max - min)"] == 0 for row in rows.values())
 
 
-def test_extraction(run: Any, tmp_path: Path) -> None:
+def test_extraction(run: Any, tmp_path: Path, ray_session: None) -> None:
     (tmp_path / "work").mkdir()
-    rows = run("extraction", "--gigabytes", "0.0001", "--shards", "2", "--folder", str(tmp_path / "work"))
-    assert list(rows) == ["create_dataset", "plain h5py copy", "loop over steps"]
-    assert rows["create_dataset"]["create_dataset is x faster"] == 1
-    assert rows["loop over steps"]["create_dataset is x faster"] > 1
+    sizes = ["--gigabytes", "0.0001", "--shards", "2", "--warm_up_gb", "0", "--folder", str(tmp_path / "work")]
+    rows = run("extraction", *sizes)
+    ways = ("create_dataset, one core", "create_dataset, Ray", "plain h5py copy", "loop over steps")
+    assert list(rows) == [f"0.0001 GB, {way}" for way in ways]
+    assert rows["0.0001 GB, plain h5py copy"]["x copy, wall"] == 1
+    assert rows["0.0001 GB, plain h5py copy"]["x loop, CPU"] > 1
+    assert all(row["peak MB of a process"] > 10 for row in rows.values())
     assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_loaders(run: Any, tmp_path: Path) -> None:
+    rows = run("loaders", "--rows", "20000", "--steps", "20", "--folder", str(tmp_path))
+    assert [row["batch"] for row in rows.values()] == [256, 256, 256, 256, 8192, 8192, 8192, 8192]
+    assert all(row["rows/s of CPU"] > 0 for row in rows.values())
+    assert rows["plain tensor, batch 256"]["x plain tensor"] == 1
 
 
 @pytest.mark.slow
