@@ -5,6 +5,7 @@ obs_t and action_t share a row, so T rows give T - 1 transitions. Chunks cross e
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from invdyn.errors import DataError
 from invdyn.sequences import files
 from invdyn.sequences.base import EpisodeArrays, SequencePlan, SourceFile
 from invdyn.sequences.boundaries import lengths_from_ends
+from invdyn.sequences.codecs import DAMAGE, check_blosc
 from invdyn.sequences.file_reader import FAIL, FileReader, changed, plan_file
 from invdyn.sequences.files import describe, find_files, reading, require_package, source_file
 from invdyn.sequences.hdf5 import (
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 DATA_GROUP = "data"
 EPISODE_ENDS = "meta/episode_ends"
 GROUP_FILE = ".zgroup"
+ARRAY_FILE = "/.zarray"
 ZIP_SUFFIX = ".zip"
 STATE_KEY = "state"
 
@@ -155,8 +158,8 @@ def open_zarr(path: str) -> Iterator[zarr.Group]:
     library = require_package("zarr", "diffusion_policy")
     if not files.exists(path):
         raise DataError(f"file not found: {path}")
-    damage = (zipfile.BadZipFile, ValueError, KeyError, TypeError)
-    with reading(path, *damage):
+    check_blosc()
+    with reading(path, zipfile.BadZipFile, *DAMAGE):
         if files.is_folder(path):
             yield library.open_group(path, mode="r", zarr_format=2)
             return
@@ -185,7 +188,21 @@ def _array(group: zarr.Group, name: str, path: str) -> zarr.Array[Any]:
 
 
 def _shapes(group: zarr.Group) -> dict[str, tuple[int, ...]]:
-    return {name: node.shape for name, node in sorted(group.members(max_depth=None)) if hasattr(node, "shape")}
+    """Return the shapes of all arrays; read from their descriptions, as some may need a codec that is not here."""
+    from zarr.core.buffer import default_buffer_prototype
+    from zarr.core.sync import sync
+
+    async def describe() -> dict[str, tuple[int, ...]]:
+        found = {}
+        async for name in group.store.list():
+            content = None
+            if name.endswith(ARRAY_FILE):
+                content = await group.store.get(name, default_buffer_prototype())
+            if content is not None:
+                found[name.removesuffix(ARRAY_FILE)] = tuple(json.loads(content.to_bytes())["shape"])
+        return found
+
+    return dict(sorted(sync(describe()).items()))
 
 
 def _buffers(root: str) -> list[str]:
