@@ -30,7 +30,7 @@ from invdyn.training.checkpoint import (
 from invdyn.training.run_config import RunConfig
 from invdyn.training.tracking import Tracker
 from invdyn.training.trainer import Trainer
-from invdyn.training.validation import Validation, read_spread_rows
+from invdyn.training.validation import Validation
 from invdyn.training.worker import Metrics, Worker, stopping_together
 from invdyn.transitions.store import TransitionStore
 
@@ -209,7 +209,7 @@ def _finish_untrained(
         return {}
     how = "fitted from the dataset's statistics"
     if isinstance(model, FittedModel):
-        rows = read_spread_rows(store, "train", model.max_fit_rows)
+        rows = store.load_spread("train", model.max_fit_rows, columns=("state", "action", "next_state"))
         model.fit(*encode_rows(model, rows, worker.device))
         how = f"fitted to {len(rows['state']):,} train rows"
     metrics = {"epoch": 0, **validation.evaluate(model)}

@@ -17,7 +17,6 @@ from invdyn.training.run_config import RunConfig
 from invdyn.transitions.store import TransitionStore
 
 VALIDATION_STREAM = 2
-BLOCK_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Validation:
         cls, model: InverseDynamics, store: TransitionStore, config: RunConfig, device: torch.device
     ) -> Validation:
         """Read at most `config.val_rows` rows."""
-        picked = read_spread_rows(store, "val", config.val_rows)
+        picked = store.load_spread("val", config.val_rows, columns=("state", "action", "next_state"))
         rows = {name: torch.from_numpy(values).to(device) for name, values in picked.items()}
         std = varying_std(store.moments, slice(model.context_dim, None))
         return cls(rows, encode_rows(model, picked, device), std, config.training.seed)
@@ -57,26 +56,3 @@ class Validation:
         sampled = model.sample(self.rows["state"], self.rows["next_state"], generator=generator)[0]
         predicted, recorded = (flat_actions(values.cpu().numpy()) for values in (sampled, self.rows["action"]))
         return {SELECTION_METRIC: float(loss), "val_nrmse": nrmse(predicted, recorded, self.action_std)}
-
-
-def read_spread_rows(store: TransitionStore, split: str, count: int) -> dict[str, np.ndarray]:
-    """Read at most `count` evenly spaced rows of a split, holding one block of it in memory at a time.
-
-    Returns:
-        state, action and next_state of the rows.
-    """
-    total = store.num_rows(split)
-    wanted = np.linspace(0, max(total - 1, 0), min(total, count)).astype(np.int64)
-    if len(wanted) == 0:
-        return store.load(split, columns=("state", "action", "next_state"))
-    found = []
-    start = 0
-    for part in store.parts(split):
-        for first in range(0, part.rows, BLOCK_ROWS):
-            stop = min(first + BLOCK_ROWS, part.rows)
-            inside = wanted[(wanted >= start + first) & (wanted < start + stop)] - start - first
-            if len(inside):
-                block = store.read_rows(part, first, stop)
-                found.append({name: values[inside] for name, values in block.items()})
-        start += part.rows
-    return {name: np.concatenate([block[name] for block in found]) for name in found[0]}

@@ -13,7 +13,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Int, Num
 
 from invdyn.errors import DataError
 from invdyn.statistics import Moments
@@ -34,6 +34,7 @@ COLUMN_TYPES: dict[str, np.dtype] = {
     "step": np.dtype(np.int64),
 }
 COLUMNS = tuple(COLUMN_TYPES)
+BLOCK_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,16 @@ class Part:
 def part_name(split: str, index: int) -> str:
     """Return the path of a part within the store."""
     return f"{split}/part-{index:05d}.h5"
+
+
+def spread_rows(total: int, count: int) -> Int[np.ndarray, " chosen"]:
+    """Return at most `count` evenly spaced indices of `total` rows, the first and the last among them.
+
+    Example:
+        >>> spread_rows(10, 4).tolist(), spread_rows(2, 4).tolist()
+        ([0, 3, 6, 9], [0, 1])
+    """
+    return np.linspace(0, max(total - 1, 0), min(total, count)).astype(np.int64)
 
 
 class TransitionStore:
@@ -170,6 +181,38 @@ class TransitionStore:
         """Read the rows `first` to `stop` of one part: state, action and next_state."""
         with self._open(part) as file:
             return {column: file[column][first:stop] for column in COLUMNS[:3]}
+
+    def take(
+        self, split: str, index: Int[np.ndarray, " chosen"], *, columns: tuple[str, ...] = COLUMNS
+    ) -> dict[str, np.ndarray]:
+        """Read some rows of a split, holding one block of it in memory at a time.
+
+        Args:
+            split: which.
+            index: (chosen,) rows of the split in rising order.
+            columns: which.
+
+        Returns:
+            Column name to array of the chosen rows.
+        """
+        found: dict[str, list[np.ndarray]] = {column: [self._empty(column)] for column in columns}
+        start = 0
+        for part in self.parts(split):
+            inside = index[np.searchsorted(index, start) : np.searchsorted(index, start + part.rows)] - start
+            if len(inside):
+                with self._open(part) as file:
+                    for first in range(int(inside[0]), int(inside[-1]) + 1, BLOCK_ROWS):
+                        of_block = inside[(inside >= first) & (inside < first + BLOCK_ROWS)]
+                        if len(of_block):
+                            stop = int(of_block[-1]) + 1
+                            for column in columns:
+                                found[column].append(file[column][first:stop][of_block - first])
+            start += part.rows
+        return {column: np.concatenate(blocks) for column, blocks in found.items()}
+
+    def load_spread(self, split: str, count: int, *, columns: tuple[str, ...] = COLUMNS) -> dict[str, np.ndarray]:
+        """Read at most `count` evenly spaced rows of a split, as `take` does."""
+        return self.take(split, spread_rows(self.num_rows(split), count), columns=columns)
 
     def _open(self, part: Part) -> h5py.File:
         path = self.path / part.file

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,7 +15,6 @@ from invdyn.training.checkpoint import list_checkpoints, load_checkpoint, load_m
 from invdyn.training.loop import train_loop
 from invdyn.training.run_config import RunConfig
 from invdyn.training.trainer import learning_rate_at
-from invdyn.training.validation import read_spread_rows
 from invdyn.training.worker import Metrics, Worker
 from invdyn.transitions.store import TransitionStore
 from tests.training.runs import CPU, FLOW, LINEAR, assert_same_run, make_dataset, read_metrics_csv, run_config
@@ -235,20 +233,6 @@ def test_without_a_validation_split(tmp_path: Path) -> None:
     metrics = train_loop(config, CPU)
     assert "val_loss" not in metrics
     assert load_checkpoint(config.run_dir).metrics["epoch"] == 2
-
-
-def test_validation_rows_are_spread_over_the_split(store: TransitionStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("invdyn.training.validation.BLOCK_ROWS", 37)
-    everything = store.load("train")
-    total = store.num_rows("train")
-    assert len(store.parts("train")) > 1
-    for count in (1, 2, 10, total - 1, total, total + 5):
-        picked = read_spread_rows(store, "train", count)
-        index = np.linspace(0, total - 1, min(count, total)).astype(int)
-        assert index[-1] == (total - 1 if count > 1 else 0)
-        assert len(set(index)) == len(index)
-        for name, values in picked.items():
-            np.testing.assert_array_equal(values, everything[name][index])
 
 
 def test_the_checkpoint_holds_the_moving_average(store: TransitionStore, tmp_path: Path) -> None:

@@ -51,6 +51,31 @@ def test_all_ways_to_read_agree(store: TransitionStore) -> None:
     assert repr(store).endswith("rows: train 78, val 10, test 9)")
 
 
+@pytest.mark.parametrize("block_rows", [7, 1000])
+def test_some_rows_are_those_of_the_whole(
+    store: TransitionStore, block_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("invdyn.transitions.store.BLOCK_ROWS", block_rows)
+    whole, total = store.load("train"), store.num_rows("train")
+    assert len(store.parts("train")) > 1
+    for index in ([], [0], [total - 1], [3, 4, total // 2], range(total)):
+        taken = store.take("train", np.array(index, np.int64))
+        for column in COLUMNS:
+            np.testing.assert_array_equal(taken[column], whole[column][list(index)])
+            assert taken[column].dtype == whole[column].dtype
+    assert store.take("val", np.arange(1), columns=("step",)).keys() == {"step"}
+
+
+def test_spread_rows_reach_from_the_first_to_the_last(store: TransitionStore) -> None:
+    whole, total = store.load("train"), store.num_rows("train")
+    for count in (1, 2, 10, total - 1, total, total + 5):
+        index = np.linspace(0, total - 1, min(count, total)).astype(int)
+        assert index[-1] == (total - 1 if count > 1 else 0)
+        assert len(set(index)) == len(index)
+        for name, values in store.load_spread("train", count).items():
+            np.testing.assert_array_equal(values, whole[name][index])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
