@@ -12,34 +12,41 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from invdyn.errors import ConfigError, DataError
-from invdyn.evaluation.metrics import (
-    energy_score,
-    flat_actions,
-    nrmse,
-    nrmse_per_dim,
-    r2_per_dim,
-    varying_std,
-)
-from invdyn.evaluation.results import Errors, Evaluation, Result, RoundTrip, Simulated
+from invdyn.evaluation.distribution import Likelihood, calibrate, likelihood, score
+from invdyn.evaluation.intervals import EpisodeBootstrap
+from invdyn.evaluation.metrics import flat_actions, nrmse, nrmse_per_dim, r2_per_dim, rmse_per_dim, varying_std
+from invdyn.evaluation.noise_floor import NEIGHBOURS, QUERIES, REFERENCES, NoiseFloor, estimate_noise_floor
+from invdyn.evaluation.results import Errors, Evaluation, ExactPosterior, Result, RoundTrip, Simulated
 from invdyn.evaluation.simulation import (
     ExactActions,
     RecordedSimulator,
+    current_state,
     exact_actions,
+    posterior_samples,
     reached_states,
     recorded_simulator,
 )
 from invdyn.evaluation.speed import Speed, measure_speed
+from invdyn.evaluation.two_sample import FEWEST_PAIRS, TwoSample, classifier_two_sample
 from invdyn.models.base import InverseDynamics
 from invdyn.models.flow import FlowInverseDynamics
 from invdyn.models.linear import LinearInverse
 from invdyn.models.solvers import get_solver
-from invdyn.transitions.store import TransitionStore
+from invdyn.statistics import transition_features
+from invdyn.transitions.store import TransitionStore, spread_rows
 
 STEP_COUNTS = (1, 2, 4, 8, 16, 32)
 NUM_SAMPLES = 8
 MAX_ROWS = 20_000
 EXAMPLE_ROWS = 2_000
 SAMPLE_CHUNK_ROWS = 4_096
+CALIBRATION_SAMPLES = 64
+CALIBRATION_ROWS, OTHER_CALIBRATION_ROWS = 3_000, 1_000
+"""Regions need more samples than scores do, and fewer rows: 3,000 tell 90% from 89% and 91%. The second number is for
+models at other numbers of steps than their own."""
+
+TWO_SAMPLE_ROWS = 10_000
+COLUMNS = ("state", "action", "next_state", "episode")
 
 Columns = dict[str, Num[np.ndarray, "rows ..."]]
 
@@ -65,12 +72,19 @@ class _Rows:
 
     columns: Columns
     action: Float[np.ndarray, "rows dims"]
+    bootstrap: EpisodeBootstrap
     action_std: Float[np.ndarray, " dims"]
     change_std: Float[np.ndarray, " state_dim"]
     gap: int
     simulator: RecordedSimulator
     exact: ExactActions | None
     exact_reason: str | None
+
+    def spread(self, count: int) -> tuple[Columns, Float[np.ndarray, "rows dims"], EpisodeBootstrap]:
+        """Return columns, actions and bootstrap of at most `count` evenly spaced rows."""
+        index = spread_rows(len(self.action), count)
+        columns = {name: values[index] for name, values in self.columns.items()}
+        return columns, self.action[index], EpisodeBootstrap(columns["episode"])
 
 
 def evaluate(
@@ -113,11 +127,16 @@ def evaluate(
     rows = _load_rows(store, split, max_rows, seed)
     variants = [v for name, model in models.items() for v in _variants(name, model.to(device).eval(), step_counts)]
     speed = measure_speed({v.key: partial(_predict_batch, v, rows, device) for v in variants}, device)
-    results = tuple(_evaluate_variant(v, rows, num_samples, seed, speed[v.key], device) for v in variants)
+    likelihoods = {name: _likelihood(model, rows) for name, model in models.items()}
+    results = tuple(
+        _evaluate_variant(v, rows, num_samples, seed, speed[v.key], likelihoods[v.name], device) for v in variants
+    )
     recorded, round_trip_reason = _simulate(rows, rows.columns["action"])
+    posterior, posterior_reason = _exact_posterior(rows, num_samples, seed)
     return Evaluation(
         split=split,
         num_rows=len(rows.action),
+        num_episodes=rows.bootstrap.num_episodes,
         num_samples=num_samples,
         seed=seed,
         device=str(device),
@@ -127,6 +146,9 @@ def evaluate(
         exact_rows=int(rows.exact.trusted.sum()) if rows.exact else 0,
         exact_reason=rows.exact_reason,
         round_trip_reason=round_trip_reason,
+        noise_floor=_noise_floor(store, rows),
+        posterior=posterior,
+        posterior_reason=posterior_reason,
         results=results,
         truth=rows.action[:EXAMPLE_ROWS],
     )
@@ -159,16 +181,18 @@ def _load_rows(store: TransitionStore, split: str, max_rows: int, seed: int) -> 
     available = store.num_rows(split)
     if available == 0:
         raise DataError(f"the {split} split must have rows, {store.path} has none; evaluate another split with --split")
-    columns = store.load(split, columns=("state", "action", "next_state"))
     if available > max_rows:
         chosen = np.sort(np.random.default_rng(seed).choice(available, max_rows, replace=False))
-        columns = {name: values[chosen] for name, values in columns.items()}
+        columns: Columns = store.take(split, chosen, columns=COLUMNS)
+    else:
+        columns = store.load(split, columns=COLUMNS)
     num_features = (store.history + 2) * store.state_dim
     simulator = recorded_simulator(store)
     exact, exact_reason = exact_actions(simulator, columns["state"], columns["next_state"])
     return _Rows(
         columns=columns,
         action=flat_actions(columns["action"]),
+        bootstrap=EpisodeBootstrap(columns["episode"]),
         action_std=varying_std(store.moments, slice(num_features, None)),
         change_std=varying_std(store.moments, slice(num_features - store.state_dim, num_features)),
         gap=store.gap,
@@ -188,10 +212,18 @@ def _variants(name: str, model: InverseDynamics, step_counts: Sequence[int]) -> 
 
 
 def _evaluate_variant(
-    variant: _Variant, rows: _Rows, num_samples: int, seed: int, speed: Speed, device: torch.device
+    variant: _Variant,
+    rows: _Rows,
+    num_samples: int,
+    seed: int,
+    speed: Speed,
+    nll: Likelihood | None,
+    device: torch.device,
 ) -> Result:
     samples = _sample(variant, rows.columns, num_samples, seed, device)
-    flat = samples.reshape(num_samples, len(rows.action), -1).astype(np.float64)
+    flat = _flat_samples(samples)
+    columns, truth, bootstrap = rows.spread(CALIBRATION_ROWS if variant.is_default else OTHER_CALIBRATION_ROWS)
+    many = _flat_samples(_sample(variant, columns, CALIBRATION_SAMPLES, seed + 1, device))
     return Result(
         model=variant.name,
         num_inference_steps=variant.num_inference_steps,
@@ -199,11 +231,71 @@ def _evaluate_variant(
         is_default=variant.is_default,
         one_sample=_errors(flat[0], rows),
         mean_of_samples=_errors(flat.mean(axis=0), rows),
-        energy_score=energy_score(flat, rows.action, rows.action_std),
+        scores=score(flat, rows.action, rows.action_std, rows.bootstrap),
+        calibration=calibrate(many, truth, rows.action_std, bootstrap, seed),
+        likelihood=nll,
+        two_sample=_two_sample(flat[0], rows, seed) if variant.is_default else None,
         simulated=_simulate(rows, samples[0])[0],
         speed=speed,
         examples=flat[0, :EXAMPLE_ROWS],
     )
+
+
+def _likelihood(model: InverseDynamics, rows: _Rows) -> Likelihood | None:
+    columns, _, bootstrap = rows.spread(CALIBRATION_ROWS)
+    return likelihood(model, columns, rows.action_std, bootstrap)
+
+
+def _two_sample(prediction: Float[np.ndarray, "rows dims"], rows: _Rows, seed: int) -> TwoSample | None:
+    """Compare one sample per transition with one of the exact posterior; None where that is not known."""
+    columns, _, _ = rows.spread(TWO_SAMPLE_ROWS)
+    prediction = prediction[spread_rows(len(prediction), TWO_SAMPLE_ROWS)]
+    exact, _ = posterior_samples(rows.simulator, columns["state"], columns["next_state"], 1, seed)
+    if exact is None or len(prediction) < FEWEST_PAIRS or not np.isfinite(prediction).all():
+        return None
+    features = transition_features(columns["state"], columns["next_state"])
+    return classifier_two_sample(np.hstack([features, prediction]), np.hstack([features, exact[0]]), seed)
+
+
+def _exact_posterior(rows: _Rows, num_samples: int, seed: int) -> tuple[ExactPosterior | None, str | None]:
+    """Score the exact posterior as if it were a model, or say why there is none."""
+    state, next_state = rows.columns["state"], rows.columns["next_state"]
+    samples, reason = posterior_samples(rows.simulator, state, next_state, num_samples, seed)
+    if samples is None:
+        return None, reason
+    columns, truth, bootstrap = rows.spread(CALIBRATION_ROWS)
+    state, next_state = columns["state"], columns["next_state"]
+    many, _ = posterior_samples(rows.simulator, state, next_state, CALIBRATION_SAMPLES, seed + 1)
+    assert many is not None
+    return ExactPosterior(
+        one_sample=_errors(samples[0], rows),
+        mean_of_samples=_errors(samples.mean(axis=0), rows),
+        scores=score(samples, rows.action, rows.action_std, rows.bootstrap),
+        calibration=calibrate(many, truth, rows.action_std, bootstrap, seed),
+    ), None
+
+
+def _noise_floor(store: TransitionStore, rows: _Rows) -> NoiseFloor | None:
+    """Estimate what neighbouring transitions leave open, on the residual of the linear inverse."""
+    others = store.load_spread("train", REFERENCES, columns=COLUMNS)
+    columns, _, _ = rows.spread(QUERIES)
+    if len(others["state"]) <= NEIGHBOURS:
+        return None
+    linear = linear_baseline(store)
+    context, residual = _encode(linear, columns)
+    other_context, other_residual = _encode(linear, others)
+    return estimate_noise_floor(context, residual, other_context, other_residual, rows.action_std)
+
+
+def _encode(linear: LinearInverse, columns: Columns) -> tuple[Float[np.ndarray, "rows n"], Float[np.ndarray, "rows m"]]:
+    """Return the standardised features, and what the linear inverse leaves of the action in its units."""
+    state, next_state = _tensors(columns, np.s_[:], linear.device)
+    context, mean = linear.encode_transition(state, next_state)
+    return context.double().numpy(), flat_actions(columns["action"]) - mean.numpy()
+
+
+def _flat_samples(samples: Float[np.ndarray, "samples rows ..."]) -> Float[np.ndarray, "samples rows dims"]:
+    return samples.reshape(*samples.shape[:2], -1).astype(np.float64)
 
 
 def _sample(
@@ -238,9 +330,13 @@ def _tensors(
 def _errors(prediction: Float[np.ndarray, "rows dims"], rows: _Rows) -> Errors:
     per_dim = nrmse_per_dim(prediction, rows.action, rows.action_std)
     r2 = r2_per_dim(prediction, rows.action)
+    varies = rows.action_std > 0
+    squared = np.square(((prediction - rows.action) / rows.action_std)[:, varies]).mean(axis=1)
     return Errors(
         nrmse=nrmse(prediction, rows.action, rows.action_std),
+        nrmse_interval=rows.bootstrap.interval(squared, np.sqrt),
         nrmse_per_dim=tuple(per_dim.tolist()),
+        rmse_per_dim=tuple(rmse_per_dim(prediction, rows.action).tolist()),
         r2=float(np.nanmean(r2)) if not np.isnan(r2).all() else float("nan"),
         r2_per_dim=tuple(r2.tolist()),
     )
@@ -254,9 +350,21 @@ def _simulate(rows: _Rows, action: Num[np.ndarray, "rows ..."]) -> tuple[Simulat
     if rows.exact is not None:
         std, trusted = rows.action_std[: rows.exact.action.shape[1]], rows.exact.trusted
         exact_nrmse = nrmse(sequence[trusted, 0], rows.exact.action[trusted], std)
+    force_nrmse = _force_error(rows, sequence[:, 0])
     reached, reason = reached_states(rows.simulator, state, sequence, next_state, rows.gap)
     if reached is None:
-        return Simulated(exact_nrmse, None), reason
+        return Simulated(exact_nrmse, None, force_nrmse), reason
     per_dim = nrmse_per_dim(reached, next_state, rows.change_std)
     round_trip = RoundTrip(nrmse(reached, next_state, rows.change_std), tuple(per_dim.tolist()))
-    return Simulated(exact_nrmse, round_trip), None
+    return Simulated(exact_nrmse, round_trip, force_nrmse), None
+
+
+def _force_error(rows: _Rows, action: Num[np.ndarray, "rows action_dim"]) -> float | None:
+    """Return the RMSE / std of the force of some actions, where the exact posterior gives the force."""
+    posterior = rows.simulator.posterior
+    if posterior is None:
+        return None
+    next_state = rows.columns["next_state"]
+    exact = posterior.force(current_state(rows.columns["state"], next_state), next_state.astype(np.float64))
+    error = posterior.force_of(action) - exact
+    return float(np.sqrt(np.mean(np.square(error))) / exact.std())

@@ -19,28 +19,29 @@ def warnings(evaluation: Evaluation) -> list[str]:
 
 
 def _about_model(evaluation: Evaluation) -> list[str]:
-    own, best = evaluation.default_of(evaluation.subject), evaluation.best_of(evaluation.subject)
-    error = own.one_sample.nrmse
-    if not math.isfinite(error):
+    own = evaluation.default_of(evaluation.subject)
+    if not math.isfinite(own.one_sample.nrmse):
         return [f"{own.label}: the predictions are not finite. Train again with a lower learning rate."]
     found = []
-    negative = [i for i, value in enumerate(own.one_sample.r2_per_dim) if value < 0]
+    # The mean of N draws of a right distribution that the transition says nothing about has an R² of -1 / N.
+    lowest = -2.0 / evaluation.num_samples
+    negative = [i for i, value in enumerate(own.mean_of_samples.r2_per_dim) if value < lowest]
     if negative:
         found.append(
             f"{own.label}: R² is below 0 for action dimension {_list(negative)}: "
             "worse than always answering the mean action."
         )
-    score = min(error, own.mean_of_samples.nrmse)
     for other in (evaluation.default_of(model) for model in evaluation.models if model != evaluation.subject):
         tolerance = 1.0 if other.model == LINEAR else PEER_TOLERANCE
-        if score > tolerance * other.one_sample.nrmse:
-            how = "" if score == error else f" (mean of {evaluation.num_samples})"
-            numbers = f"RMSE / std {score:.3g}{how} against {other.one_sample.nrmse:.3g}"
+        if own.energy_score > tolerance * other.energy_score:
+            numbers = f"energy score {own.energy_score:.3g} against {other.energy_score:.3g}"
             found.append(f"{own.label} is worse than the {other.label} baseline: {numbers}.")
-    if error > MUCH_WORSE * best.one_sample.nrmse:
+    best = min(evaluation.of_model(evaluation.subject), key=lambda result: result.energy_score)
+    if own.energy_score > MUCH_WORSE * best.energy_score:
         found.append(
-            f"{best.label} would be better than the model's own number of steps: RMSE / std "
-            f"{best.one_sample.nrmse:.3g} against {error:.3g}. Set num_inference_steps to {best.num_inference_steps}."
+            f"{best.label} would be better than the model's own number of steps: energy score "
+            f"{best.energy_score:.3g} against {own.energy_score:.3g}. Set num_inference_steps to "
+            f"{best.num_inference_steps}."
         )
     return found
 

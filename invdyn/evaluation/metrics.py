@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import combinations
-
 import numpy as np
 from jaxtyping import Float, Num
 
@@ -12,6 +10,8 @@ from invdyn.statistics import Moments
 
 PerDim = Float[np.ndarray, "dims"]
 Rows = Num[np.ndarray, "rows dims"]
+PerRow = Float[np.ndarray, "rows"]
+Samples = Num[np.ndarray, "samples rows dims"]
 
 CONSTANT_TOLERANCE = 1e-7
 """A column whose standard deviation is below this share of its largest value is float32 rounding, not a signal."""
@@ -76,11 +76,22 @@ def r2_per_dim(prediction: Rows, truth: Rows) -> PerDim:
     return np.where(varies, 1.0 - residual / np.where(varies, total, 1.0), np.nan)
 
 
-def energy_score(samples: Num[np.ndarray, "samples rows dims"], truth: Rows, std: PerDim) -> float:
-    """Return the mean over rows of E|X - a| - E|X - X'| / 2 in units of `std`; lower is better.
+def rmse_per_dim(prediction: Rows, truth: Rows) -> PerDim:
+    """Return the root mean squared error of each dimension, (dims,), in the units of the actions."""
+    error: PerDim = np.sqrt(np.square(prediction.astype(np.float64) - truth).mean(axis=0))
+    return error
+
+
+def energy_score(samples: Samples, truth: Rows, std: PerDim) -> float:
+    """Return the mean of `energy_scores` over rows."""
+    return float(energy_scores(samples, truth, std).mean())
+
+
+def energy_scores(samples: Samples, truth: Rows, std: PerDim) -> PerRow:
+    """Return E|X - a| - E|X - X'| / 2 of each row, (rows,), in units of `std`; lower is better.
 
     A proper score of a whole distribution: it is lowest in expectation when X has the distribution of a. The estimate
-    is unbiased over the samples (pairs of different samples only). A point prediction scores its mean absolute error.
+    is unbiased over the samples (pairs of different samples only). A point prediction scores its absolute error.
 
     Source: Gneiting & Raftery, "Strictly Proper Scoring Rules, Prediction, and Estimation" (2007), eq. 22.
 
@@ -92,10 +103,32 @@ def energy_score(samples: Num[np.ndarray, "samples rows dims"], truth: Rows, std
     varies = std > 0
     scaled = samples[..., varies] / std[varies]
     target = truth[:, varies] / std[varies]
-    to_truth = np.mean([_mean_distance(sample, target) for sample in scaled])
-    between = np.mean([_mean_distance(first, second) for first, second in combinations(scaled, 2)])
-    return float(to_truth - between / 2)
+    to_truth = np.mean([np.linalg.norm(sample - target, axis=1) for sample in scaled], axis=0)
+    between = np.zeros(len(target))
+    for index, sample in enumerate(scaled):
+        for other in scaled[:index]:
+            between += np.linalg.norm(sample - other, axis=1)
+    pairs = len(scaled) * (len(scaled) - 1) / 2
+    scores: PerRow = to_truth - between / pairs / 2
+    return scores
 
 
-def _mean_distance(first: Rows, second: Rows) -> float:
-    return float(np.linalg.norm(first - second, axis=1).mean())
+def crps(samples: Samples, truth: Rows) -> Float[np.ndarray, "rows dims"]:
+    """Return the continuous ranked probability score of each value, (rows, dims), in the units of the actions.
+
+    The energy score of one dimension alone: E|X - a| - E|X - X'| / 2, unbiased over the samples ("fair": the score of
+    a few samples is that of their distribution). Pairs are summed over sorted samples: sample i of S stands above i
+    others and below S - 1 - i.
+
+    Source: Ferro, "Fair scores for ensemble forecasts" (2014), eq. 6, for whole distributions.
+
+    Args:
+        samples: (samples, rows, dims), two samples or more.
+        truth: (rows, dims).
+    """
+    count = len(samples)
+    to_truth = np.abs(samples - truth).mean(axis=0)
+    weights = (2.0 * np.arange(count) - count + 1) / (count * (count - 1) / 2)
+    between = np.tensordot(weights, np.sort(samples, axis=0), axes=1)
+    scores: Float[np.ndarray, "rows dims"] = to_truth - between / 2
+    return scores

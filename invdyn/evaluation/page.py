@@ -30,7 +30,7 @@ p { margin: .4rem 0; max-width: 50rem; } .soft, figcaption { color: var(--soft);
   border: 1px solid var(--warn-line); border-radius: .6rem; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: .6rem; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .42rem .55rem; text-align: right; border-top: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: .42rem .55rem; text-align: right; border-top: 1px solid var(--line); white-space: pre; }
 thead th { border-top: 0; color: var(--soft); font-weight: 550; font-size: .8rem; vertical-align: bottom;
   white-space: normal; min-width: 3.6rem; }
 th:first-child, td:first-child { text-align: left; } tbody tr.chosen { background: var(--good); }

@@ -91,6 +91,33 @@ def plot_quality_against_steps(evaluation: Evaluation, path: Path) -> bool:
     return True
 
 
+def plot_calibration(evaluation: Evaluation, path: Path) -> None:
+    """Draw the share of recorded actions that regions of each level hold, for every model at its own steps.
+
+    The band around the diagonal is where 95% of right models would lie if rows were independent.
+    """
+    own = [evaluation.default_of(model) for model in evaluation.models]
+    curves = {result.label: (result.calibration, color) for result, color in zip(own, _colors(len(own)), strict=True)}
+    if evaluation.posterior is not None:
+        curves["exact posterior"] = (evaluation.posterior.calibration, INK)
+    figure, grid = make_figure(2, width=8.4, height=4.1)
+    titles = ("highest-density region, all dimensions", "central interval, mean over dimensions")
+    for axes, kind, title in zip(grid, ("region", "central"), titles, strict=True):
+        level = np.linspace(0, 1, 101)
+        margin = 1.96 * np.sqrt(level * (1 - level) / own[0].calibration.num_rows)
+        axes.fill_between(level, level - margin, level + margin, color=FAINT, alpha=0.6, linewidth=0)
+        axes.plot(level, level, color=FAINT, linewidth=1)
+        for label, (calibration, color) in curves.items():
+            held = (0.0, *getattr(calibration, kind), 1.0)
+            style = "--" if label == "exact posterior" else "-"
+            axes.plot((0.0, *calibration.nominal, 1.0), held, style, color=color, linewidth=1.5, label=label)
+        axes.set(xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
+        axes.set_xlabel(f"probability of the {title}", wrap=True)
+        axes.set_ylabel("share of recorded actions inside")
+    grid[0].legend(**_LEGEND_ABOVE, ncols=2)
+    save_figure(figure, path)
+
+
 def plot_quality_against_cost(curves: Mapping[str, Float[np.ndarray, "points 3"]], path: Path) -> None:
     """Draw the error of networks against the time that an action costs; one line per network.
 

@@ -52,13 +52,11 @@ def quality_by_steps(
         max_rows: at most this many, evenly spaced.
         seed: of the noise.
     """
-    columns = store.load(split, columns=("state", "action", "next_state"))
-    total = len(columns["state"])
-    if total == 0:
+    columns = store.load_spread(split, max_rows, columns=("state", "action", "next_state"))
+    if len(columns["state"]) == 0:
         return []
-    index = np.linspace(0, total - 1, min(total, max_rows)).astype(np.int64)
-    state, next_state = (torch.from_numpy(columns[name][index]).to(model.device) for name in ("state", "next_state"))
-    action = flat_actions(columns["action"][index])
+    state, next_state = (torch.from_numpy(columns[name]).to(model.device) for name in ("state", "next_state"))
+    action = flat_actions(columns["action"])
     std = varying_std(store.moments, slice(model.context_dim, None))
     repeated = torch.arange(LARGE_BATCH) % len(state)
 

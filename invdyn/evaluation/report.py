@@ -20,13 +20,21 @@ from invdyn.evaluation.page import (
     side_by_side,
 )
 from invdyn.evaluation.plots import (
+    plot_calibration,
     plot_error_per_dim,
     plot_predicted_against_true,
     plot_quality_against_steps,
     plot_training_curve,
 )
 from invdyn.evaluation.results import Evaluation, to_plain
-from invdyn.evaluation.summary import explanations, headline_cards, summary_table
+from invdyn.evaluation.summary import (
+    dimension_table,
+    distribution_explanations,
+    distribution_table,
+    explanations,
+    headline_cards,
+    summary_table,
+)
 from invdyn.transitions.store import TransitionStore, write_json
 
 REPORT_FILE = "report.html"
@@ -105,6 +113,13 @@ def _blocks(
         render_table(summary_table(evaluation)),
         paragraph("Best of each column in colour; the shaded row is the model as it predicts by default.", soft=True),
         render_facts(dict(explanations(evaluation))),
+        heading("As distributions"),
+        paragraph("Every model at its own number of steps."),
+        render_table(distribution_table(evaluation)),
+        render_facts(dict(distribution_explanations(evaluation))),
+        heading("Each action dimension"),
+        paragraph(f"{evaluation.default_of(evaluation.subject).label}; errors and widths in the units of the action."),
+        render_table(dimension_table(evaluation)),
         heading("Plots"),
         side_by_side(render_picture(path, caption) for path, caption in pictures),
     ]
@@ -119,6 +134,13 @@ def _draw(evaluation: Evaluation, output: Path, metrics_csv: Path | None) -> lis
     path = output / "quality_against_steps.png"
     if plot_quality_against_steps(evaluation, path):
         pictures.append((path, "Quality against the number of network evaluations, next to models without a solver."))
+    plot_calibration(evaluation, output / "calibration.png")
+    pictures.append(
+        (
+            output / "calibration.png",
+            "Calibration: a region of probability q should hold the action in a share q of rows.",
+        )
+    )
     plot_error_per_dim(evaluation, output / "error_per_dim.png")
     pictures.append((output / "error_per_dim.png", "Error of each action dimension, every model at its best steps."))
     plot_predicted_against_true(evaluation, output / "predicted_against_true.png")

@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from invdyn.evaluation.distribution import Calibration, Likelihood, Scores
+from invdyn.evaluation.intervals import Interval
+from invdyn.evaluation.noise_floor import NoiseFloor
 from invdyn.evaluation.speed import Speed
+from invdyn.evaluation.two_sample import TwoSample
 
 
 @dataclass(frozen=True)
@@ -19,13 +23,17 @@ class Errors:
 
     Attributes:
         nrmse: RMSE of all standardised values.
+        nrmse_interval: 95%, over episodes; None for a single episode.
         nrmse_per_dim: RMSE / std of the training rows.
+        rmse_per_dim: RMSE in the units of the action.
         r2: mean of `r2_per_dim` over the dimensions that vary.
         r2_per_dim: share of the variance explained.
     """
 
     nrmse: float
+    nrmse_interval: Interval | None
     nrmse_per_dim: tuple[float, ...]
+    rmse_per_dim: tuple[float, ...]
     r2: float
     r2_per_dim: tuple[float, ...]
 
@@ -50,10 +58,12 @@ class Simulated:
     Attributes:
         exact_nrmse: RMSE / std against the exact physical inverse, or None.
         round_trip: where the actions lead, or None.
+        force_nrmse: RMSE / std of the motor's force against the exact one, where many actions have it; or None.
     """
 
     exact_nrmse: float | None
     round_trip: RoundTrip | None
+    force_nrmse: float | None
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,10 @@ class Result:
         is_default: whether the model itself predicts with this number of steps.
         one_sample: one prediction per transition against the recorded action.
         mean_of_samples: the mean of several predictions against the recorded action.
-        energy_score: of the samples as a distribution, in units of the action's std; lower is better.
+        scores: of the samples as a distribution.
+        calibration: of the regions of the predicted distribution.
+        likelihood: of the recorded actions; None for a model without a density. The same at every number of steps.
+        two_sample: against the exact posterior; only at the model's own number of steps, where there is one.
         simulated: one prediction per transition in the simulator.
         speed: wall time.
         examples: (rows, dims) some predictions, for plots; not in the JSON.
@@ -79,10 +92,18 @@ class Result:
     is_default: bool
     one_sample: Errors
     mean_of_samples: Errors
-    energy_score: float
+    scores: Scores
+    calibration: Calibration
+    likelihood: Likelihood | None
+    two_sample: TwoSample | None
     simulated: Simulated
     speed: Speed
     examples: Float[np.ndarray, "rows dims"] = field(repr=False, compare=False)
+
+    @property
+    def energy_score(self) -> float:
+        """Of the samples, in std of the action."""
+        return self.scores.energy_score
 
     @property
     def label(self) -> str:
@@ -93,12 +114,30 @@ class Result:
 
 
 @dataclass(frozen=True)
+class ExactPosterior:
+    """Samples of the exact p(action | state, next_state) in the place of a model's: what the best model would score.
+
+    Attributes:
+        one_sample: one sample per transition against the recorded action.
+        mean_of_samples: the mean of several.
+        scores: of the samples as a distribution.
+        calibration: off the diagonal by chance alone.
+    """
+
+    one_sample: Errors
+    mean_of_samples: Errors
+    scores: Scores
+    calibration: Calibration
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """All models on the same rows; the first result's model is the one under evaluation.
 
     Attributes:
         split: which rows.
         num_rows: how many of them were used.
+        num_episodes: from how many episodes; intervals are over these.
         num_samples: predictions per transition for the mean and the energy score.
         seed: of the rows, and of each variant's noise.
         device: where the models ran.
@@ -108,12 +147,16 @@ class Evaluation:
         exact_rows: rows compared with the exact inverse: without active contacts, joint limits or clipping.
         exact_reason: why there is no comparison with the exact inverse, or None.
         round_trip_reason: why there is no round trip, or None.
+        noise_floor: how much neighbouring transitions leave open; None where there are too few of them.
+        posterior: the exact posterior's own scores, or None.
+        posterior_reason: why there is no exact posterior, or None.
         results: one per model and number of steps.
         truth: (rows, dims) the recorded actions of `Result.examples`, for plots; not in the JSON.
     """
 
     split: str
     num_rows: int
+    num_episodes: int
     num_samples: int
     seed: int
     device: str
@@ -123,6 +166,9 @@ class Evaluation:
     exact_rows: int
     exact_reason: str | None
     round_trip_reason: str | None
+    noise_floor: NoiseFloor | None
+    posterior: ExactPosterior | None
+    posterior_reason: str | None
     results: tuple[Result, ...]
     truth: Float[np.ndarray, "rows dims"] = field(repr=False, compare=False)
 

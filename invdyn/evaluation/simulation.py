@@ -15,6 +15,7 @@ from invdyn.transitions.store import TransitionStore
 
 if TYPE_CHECKING:
     from invdyn.envs.inverse import PhysicalInverse
+    from invdyn.envs.posterior import ActionPosterior
     from invdyn.envs.replay import SimulatorReplay
 
 ENV_ID = "env_id"
@@ -35,6 +36,8 @@ class RecordedSimulator:
         replay_reason: why `replay` is None.
         inverse: the exact physical inverse, or None.
         inverse_reason: why `inverse` is None.
+        posterior: the exact p(action | state, next_state) of a task with many right actions, or None.
+        posterior_reason: why `posterior` is None.
     """
 
     env_id: str | None
@@ -42,6 +45,8 @@ class RecordedSimulator:
     replay_reason: str | None
     inverse: PhysicalInverse | None
     inverse_reason: str | None
+    posterior: ActionPosterior | None
+    posterior_reason: str | None
 
 
 def recorded_simulator(store: TransitionStore) -> RecordedSimulator:
@@ -50,23 +55,28 @@ def recorded_simulator(store: TransitionStore) -> RecordedSimulator:
     env_id = recording.get(ENV_ID)
     if not env_id:
         reason = "the recording does not name the simulator it was made in"
-        return RecordedSimulator(None, None, reason, None, reason)
+        return RecordedSimulator(None, None, reason, None, reason, None, reason)
     constant = store.constant_dims
     if constant is not None and (constant.state or constant.action):
         reason = "the rows leave out constant dimensions that the simulator needs"
-        return RecordedSimulator(str(env_id), None, reason, None, reason)
+        return RecordedSimulator(str(env_id), None, reason, None, reason, None, reason)
     from invdyn.envs.inverse import PhysicalInverse  # MuJoCo: imported only where it is needed
+    from invdyn.envs.posterior import ActionPosterior
     from invdyn.envs.replay import SimulatorReplay
 
     env_kwargs = json.loads(recording.get(ENV_KWARGS) or "{}")
     replay, replay_reason = _make(SimulatorReplay, env_id, env_kwargs)
     inverse, inverse_reason = _make(PhysicalInverse, env_id, env_kwargs)
+    posterior, posterior_reason = _make(ActionPosterior, env_id, env_kwargs)
+    if store.gap > 1 or store.horizon > 1:
+        reason = f"the exact posterior is of one step, the dataset's gap is {store.gap}, its horizon {store.horizon}"
+        posterior, posterior_reason = None, reason
     if store.gap > 1:
         inverse, inverse_reason = None, f"the exact inverse is of one step, the dataset's gap is {store.gap}"
     if store.gap > store.horizon:
         reason = f"the next state lies {store.gap} steps ahead, a row holds {store.horizon} action(s)"
         replay, replay_reason = None, reason
-    return RecordedSimulator(str(env_id), replay, replay_reason, inverse, inverse_reason)
+    return RecordedSimulator(str(env_id), replay, replay_reason, inverse, inverse_reason, posterior, posterior_reason)
 
 
 @dataclass(frozen=True)
@@ -125,6 +135,28 @@ def reached_states(
     except InvdynError as error:
         return None, str(error)
     return reached, None
+
+
+def posterior_samples(
+    simulator: RecordedSimulator, state: Windows, next_state: States, num_samples: int, seed: int
+) -> tuple[Float[np.ndarray, "samples rows action_dim"] | None, str | None]:
+    """Draw actions of the exact posterior of each transition, or None and why there is none.
+
+    Args:
+        simulator: from `recorded_simulator`.
+        state: (rows, (history + 1) * state_dim), current state last.
+        next_state: (rows, state_dim).
+        num_samples: actions of each transition.
+        seed: of the draws.
+    """
+    if simulator.posterior is None:
+        return None, simulator.posterior_reason
+    generator = np.random.default_rng(seed)
+    try:
+        states = current_state(state, next_state)
+        return simulator.posterior.sample(states, next_state.astype(np.float64), num_samples, generator), None
+    except InvdynError as error:
+        return None, str(error)
 
 
 def current_state(state: Windows, next_state: States) -> Float[np.ndarray, "rows state_dim"]:

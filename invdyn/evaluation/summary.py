@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from invdyn.evaluation.findings import LINEAR
+from invdyn.evaluation.intervals import CONFIDENCE, Interval
 from invdyn.evaluation.page import Card, Table
-from invdyn.evaluation.results import Evaluation, Result
+from invdyn.evaluation.results import Evaluation, ExactPosterior, Result
 
 MISSING = "-"
+MAX_DIMENSIONS = 64
+_POSTERIOR = "exact posterior (floor)"
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,18 @@ class _Column:
     digits: str | None = None
 
 
+_ONE, _MEAN = "RMSE / std, one sample", "RMSE / std, mean of samples"
+_ENERGY, _COVERAGE, _TWO_SAMPLE = "energy score", "in 90% region", "C2ST"
 _EXACT, _ROUND_TRIP = "vs exact inverse", "round trip"
 _COLUMNS = (
-    _Column("RMSE / std, one sample", lambda r: r.one_sample.nrmse),
-    _Column("RMSE / std, mean of samples", lambda r: r.mean_of_samples.nrmse),
-    _Column("R², one sample", lambda r: r.one_sample.r2, max, digits=".5f"),
-    _Column("energy score", lambda r: r.energy_score),
+    _Column(_ONE, lambda r: r.one_sample.nrmse),
+    _Column(_MEAN, lambda r: r.mean_of_samples.nrmse),
+    _Column(_ENERGY, lambda r: r.energy_score),
+    _Column(
+        _COVERAGE, lambda r: r.calibration.coverage_90, lambda found: min(found, key=lambda v: abs(v - 0.9)), ".1%"
+    ),
+    _Column("NLL per dim", lambda r: r.likelihood.nats_per_dim if r.likelihood else None, digits=".3f"),
+    _Column(_TWO_SAMPLE, lambda r: r.two_sample.accuracy if r.two_sample else None, digits=".3f"),
     _Column(_EXACT, lambda r: r.simulated.exact_nrmse),
     _Column(_ROUND_TRIP, lambda r: r.simulated.round_trip.nrmse if r.simulated.round_trip else None),
     _Column("ms for 1", lambda r: r.speed.latency_ms_batch_1),
@@ -36,7 +45,10 @@ _COLUMNS = (
 
 
 def summary_table(evaluation: Evaluation) -> Table:
-    """Return all results as text: a row per model and number of steps, the best of each column marked."""
+    """Return all results as text: a row per model and number of steps, the best of each column marked.
+
+    Below them stand the floors: what the recorded actions, the exact posterior and neighbouring transitions score.
+    """
     results = evaluation.results
     columns = [column for column in _COLUMNS if any(known(column.value(result)) for result in results)]
     rows = [
@@ -48,13 +60,62 @@ def summary_table(evaluation: Evaluation) -> Table:
         values = [column.value(result) for result in results]
         target = column.better(value for value in values if known(value))
         best |= {(row, index) for row, value in enumerate(values) if value == target}
-    floor = _floor(evaluation)
-    if any(column.name in floor for column in columns):
-        cells = (number(floor[column.name]) if column.name in floor else "" for column in columns)
-        rows.append(["recorded actions (floor)", "", "", *cells])
+    for label, floor in _floors(evaluation).items():
+        cells = (number(floor[c.name], c.digits) if c.name in floor else "" for c in columns)
+        rows.append([label, "", "", *cells])
     header = ["model", "steps", "network evaluations", *(column.name for column in columns)]
     chosen = results.index(evaluation.default_of(evaluation.subject))
     return Table(header, rows, frozenset(best), chosen)
+
+
+def distribution_table(evaluation: Evaluation) -> Table:
+    """Return every model at its own number of steps as a distribution, with 95% intervals over episodes."""
+    own = [evaluation.default_of(model) for model in evaluation.models]
+    header = [
+        "model",
+        "RMSE / std, one sample",
+        "energy score",
+        "CRPS",
+        "in 50% region",
+        "in 90% region",
+        "calibration error",
+        "90% width / std",
+    ]
+    has_nll, has_two_sample = (any(getattr(r, name) for r in own) for name in ("likelihood", "two_sample"))
+    header += ["NLL", "NLL per dim", "NLL per dim, action / std"] * has_nll + ["C2ST", "force error"] * has_two_sample
+    rows = []
+    for result in own:
+        row = [result.label, *_distribution_cells(result)]
+        if has_nll:
+            row += _likelihood_cells(result)
+        if has_two_sample:
+            two_sample = result.two_sample
+            row.append(f"{two_sample.accuracy:.3f} ± {2 * two_sample.standard_error:.3f}" if two_sample else MISSING)
+            row.append(number(result.simulated.force_nrmse))
+        rows.append(row)
+    if evaluation.posterior is not None:
+        cells = [_POSTERIOR, *_distribution_cells(evaluation.posterior)]
+        rows.append([*cells, *[""] * (len(header) - len(cells))])
+    return Table(header, rows, chosen=0)
+
+
+def dimension_table(evaluation: Evaluation) -> Table:
+    """Return the model under evaluation at its own number of steps, one row per action dimension, physical units."""
+    own = evaluation.default_of(evaluation.subject)
+    errors, calibration = own.one_sample, own.calibration
+    header = ["action dimension", "RMSE", "RMSE / std", "R²", "CRPS", "in central 50%", "in central 90%"]
+    header += ["width of 50%", "width of 90%"]
+    columns = (
+        [number(value) for value in errors.rmse_per_dim],
+        [number(value) for value in errors.nrmse_per_dim],
+        [number(value, ".5f") for value in errors.r2_per_dim],
+        [number(value) for value in own.scores.crps_per_dim],
+        [number(value, ".1%") for value in calibration.central_50_per_dim],
+        [number(value, ".1%") for value in calibration.central_90_per_dim],
+        [number(value) for value in calibration.width_50_per_dim],
+        [number(value) for value in calibration.width_90_per_dim],
+    )
+    return Table(header, [[str(dim), *cells] for dim, cells in enumerate(zip(*columns, strict=True))][:MAX_DIMENSIONS])
 
 
 def number(value: float | None, digits: str | None = None) -> str:
@@ -101,17 +162,53 @@ def explanations(evaluation: Evaluation) -> list[tuple[str, str]]:
         "Quality of the samples as a distribution, in the same units as RMSE / std; lower is better. A model that "
         "gives one action scores its mean absolute error."
     )
-    return [
+    calibration = evaluation.results[0].calibration
+    region = (
+        "Share of recorded actions that lie in the region to which the model gives 90% of its probability, at its "
+        "highest density: 90% is right, less is over-confident, more is too wide. Judged by the rank of the recorded "
+        f"action among {calibration.num_samples} samples on {calibration.num_rows:,} rows. A model that gives one "
+        "action has no regions, and holds none."
+    )
+    explained = [
         ("RMSE / std", rmse),
-        (
-            "R²",
-            "Share of the variance of these rows explained, mean over dimensions: 1 is perfect, 0 is the mean action.",
-        ),
         ("energy score", energy),
+        ("in 90% region", region),
         ("vs exact inverse", _exact_explanation(evaluation)),
         ("round trip", _round_trip_explanation(evaluation)),
+        ("exact posterior", _posterior_explanation(evaluation)),
+        ("neighbours", _neighbour_explanation(evaluation)),
         ("speed", f"Medians of wall time, all variants in turn, on {_machine(evaluation)}."),
     ]
+    if any(result.likelihood for result in evaluation.results):
+        explained.append(("NLL", "Minus the log density of the recorded action, in nats, per action dimension; lower."))
+    return explained
+
+
+def distribution_explanations(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """Return what the columns of `distribution_table` and `dimension_table` mean."""
+    brackets = (
+        f"In brackets: {CONFIDENCE:.0%} intervals from a bootstrap over the {evaluation.num_episodes:,} episodes of "
+        "the rows. They say how much the rows decide, not how much the training seed does."
+    )
+    two_sample = (
+        "Accuracy of a network trained to tell the model's actions from those of the exact posterior, on transitions "
+        "it has not seen: 0.5 when it cannot, 1 when it always can, ± twice the standard error. It is blind to "
+        "differences far smaller than the spread of the actions."
+    )
+    explained = [
+        ("intervals", brackets),
+        ("CRPS", "The energy score of each action dimension alone, mean over dimensions, in std of the action."),
+        ("calibration error", "Mean distance of the calibration curve from the diagonal; 0 is right."),
+        ("90% width", "Mean width of the central interval that holds 90% of the samples: narrow is sharp."),
+    ]
+    if any(result.two_sample for result in evaluation.results):
+        explained += [
+            ("C2ST", two_sample),
+            ("force error", "RMSE / std of the motor's force that the action gives, against the exact force."),
+        ]
+    if any(result.likelihood for result in evaluation.results):
+        explained.append(("NLL", "In nats: of the density per unit of the action, or per standard deviation of it."))
+    return explained
 
 
 def _error_card(own: Result) -> Card:
@@ -131,14 +228,14 @@ def _round_trip_card(evaluation: Evaluation, error: float) -> Card:
 
 
 def _linear_card(own: Result, linear: Result) -> Card:
-    error = own.one_sample.nrmse
-    ratio = linear.one_sample.nrmse / error if error else math.inf
-    note = f"The linear inverse, which needs no training, has an RMSE / std of {number(linear.one_sample.nrmse)}."
+    error = own.energy_score
+    ratio = linear.energy_score / error if error > 0 else math.inf
+    note = f"The linear inverse, which needs no training, has an energy score of {number(linear.energy_score)}."
     if not math.isfinite(ratio):
         return Card("Against the linear inverse", MISSING, note)
     better, times = ("lower", ratio) if ratio >= 1 else ("higher", 1 / ratio)
     return Card(
-        "Against the linear inverse", f"{number(times)}x {better}", f"The model's error is this much {better}. {note}"
+        "Against the linear inverse", f"{number(times)}x {better}", f"The energy score is this much {better}. {note}"
     )
 
 
@@ -180,7 +277,69 @@ def _steps(result: Result) -> str:
     return MISSING if result.num_inference_steps is None else f"{result.num_inference_steps:,}"
 
 
-def _floor(evaluation: Evaluation) -> dict[str, float]:
-    recorded = evaluation.recorded
-    floor = {_EXACT: recorded.exact_nrmse, _ROUND_TRIP: recorded.round_trip.nrmse if recorded.round_trip else None}
-    return {name: value for name, value in floor.items() if known(value)}
+def _floors(evaluation: Evaluation) -> dict[str, dict[str, float]]:
+    """Return what limits every model: label to the values of some columns."""
+    recorded, posterior, noise = evaluation.recorded, evaluation.posterior, evaluation.noise_floor
+    trip = recorded.round_trip.nrmse if recorded.round_trip else None
+    floors: dict[str, dict[str, float | None]] = {
+        "recorded actions (floor)": {_EXACT: recorded.exact_nrmse, _ROUND_TRIP: trip}
+    }
+    if posterior is not None:
+        floors[_POSTERIOR] = {
+            _ONE: posterior.one_sample.nrmse,
+            _MEAN: posterior.mean_of_samples.nrmse,
+            _ENERGY: posterior.scores.energy_score,
+            _COVERAGE: posterior.calibration.coverage_90,
+            _TWO_SAMPLE: 0.5,
+        }
+    elif noise is not None:
+        floors["neighbours (floor, estimated)"] = {_ONE: math.sqrt(2) * noise.nrmse, _MEAN: noise.nrmse}
+    found = {label: {name: v for name, v in floor.items() if known(v)} for label, floor in floors.items()}
+    return {label: floor for label, floor in found.items() if floor}
+
+
+def _distribution_cells(found: Result | ExactPosterior) -> list[str]:
+    scores, calibration, error = found.scores, found.calibration, found.one_sample
+    return [
+        _with_interval(error.nrmse, error.nrmse_interval),
+        _with_interval(scores.energy_score, scores.energy_score_interval),
+        _with_interval(scores.crps, scores.crps_interval),
+        _with_interval(calibration.coverage_50, calibration.coverage_50_interval, ".1%"),
+        _with_interval(calibration.coverage_90, calibration.coverage_90_interval, ".1%"),
+        number(calibration.error, ".3f"),
+        number(calibration.width_90),
+    ]
+
+
+def _likelihood_cells(result: Result) -> list[str]:
+    found = result.likelihood
+    if found is None:
+        return [MISSING] * 3
+    if found.impossible:
+        return [f"infinite: {found.impossible:.2%} of rows impossible", MISSING, MISSING]
+    values = (found.nats_per_dim, found.nats_per_dim_of_std)
+    return [_with_interval(found.nats, found.interval, ".3f"), *(number(value, ".3f") for value in values)]
+
+
+def _with_interval(value: float, interval: Interval | None, digits: str | None = None) -> str:
+    if interval is None or not known(value):
+        return number(value, digits)
+    return f"{number(value, digits)}\n[{number(interval.low, digits)}, {number(interval.high, digits)}]"
+
+
+def _posterior_explanation(evaluation: Evaluation) -> str:
+    if evaluation.posterior_reason is not None:
+        return f"Not available: {evaluation.posterior_reason}."
+    return "The exact distribution of the actions that could have been taken, sampled as if it were a model."
+
+
+def _neighbour_explanation(evaluation: Evaluation) -> str:
+    noise = evaluation.noise_floor
+    if noise is None:
+        return "Not available: too few transitions."
+    return (
+        f"What transitions near each other leave open of the action: a mean prediction cannot have an RMSE / std much "
+        f"below {number(noise.nrmse)}, one sample of the right distribution {number(math.sqrt(2) * noise.nrmse)}. From "
+        f"{noise.num_references:,} training rows by the Gamma test: 0 where neighbours differ no more than a smooth "
+        "function would, and too high where rows are few for the number of state dimensions."
+    )

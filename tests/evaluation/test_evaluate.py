@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from invdyn.envs.inverse import PhysicalInverse
+from invdyn.envs.posterior import ActionPosterior
 from invdyn.envs.replay import SimulatorReplay
 from invdyn.errors import ConfigError, DataError
 from invdyn.evaluation.evaluate import evaluate, linear_baseline
 from invdyn.evaluation.findings import warnings
 from invdyn.evaluation.results import Evaluation
+from invdyn.evaluation.summary import summary_table
 from invdyn.models.flow import FlowInverseDynamics
 from invdyn.models.linear import LinearInverse
 from invdyn.transitions.store import TransitionStore
@@ -33,6 +35,15 @@ class ExactModel(LinearInverse):
 
 class WrongModel(ExactModel):
     error = 0.1
+
+
+class PosteriorModel(LinearInverse):
+    """Draws from the exact posterior of the two-factor pendulum."""
+
+    def sample(self, state: Any, next_state: Any, num_samples: int = 1, **options: Any) -> torch.Tensor:
+        posterior = ActionPosterior("InvertedPendulumTwoFactor-v5")
+        arrays = (state.double().numpy(), next_state.double().numpy())
+        return torch.from_numpy(posterior.sample(*arrays, num_samples, np.random.default_rng(num_samples))).float()
 
 
 def flow_of(store: TransitionStore, **options: Any) -> FlowInverseDynamics:
@@ -175,6 +186,34 @@ def test_a_simulator_of_other_dimensions_is_a_reason_not_a_failure(tmp_path: Pat
     found = evaluate({"linear": linear_baseline(store)}, store)
     assert "must have shape (rows, 4)" in (found.round_trip_reason or "")
     assert found.exact_reason is not None
+
+
+def test_against_the_exact_posterior_of_many_right_actions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("invdyn.evaluation.two_sample.STEPS", 300)
+    env_id, generator = "InvertedPendulumTwoFactor-v5", np.random.default_rng(0)
+    actions = generator.uniform(-1, 1, (200, 5, 2)).astype(np.float32)
+    states = [generator.uniform(-0.1, 0.1, (200, 4))]
+    for step in range(5):
+        states.append(SimulatorReplay(env_id)(states[-1], actions[:, step]))
+    write_native(tmp_path / "two", np.stack(states, axis=1), actions, {"env_id": env_id, "env_kwargs": "{}"})
+    store = extract(tmp_path / "two", test_ratio=0.5)
+    found = evaluate({"sampler": PosteriorModel(4, 2), "linear": linear_baseline(store)}, store)
+    sampler, linear = found.results
+    assert found.posterior is not None
+    assert found.posterior.calibration.coverage_90 == pytest.approx(0.9, abs=0.06)
+    assert sampler.energy_score == pytest.approx(found.posterior.scores.energy_score, rel=0.1)
+    assert sampler.two_sample is not None
+    assert sampler.two_sample.accuracy == pytest.approx(0.5, abs=0.08)
+    assert linear.two_sample is not None
+    assert linear.two_sample.accuracy > 0.9
+    assert sampler.simulated.force_nrmse is not None
+    assert sampler.simulated.force_nrmse < 1e-4
+    assert linear.simulated.force_nrmse == pytest.approx(1.0, abs=0.1)
+    assert linear.calibration.coverage_90 < 0.05
+    assert not any("worse than" in text for text in warnings(found))
+    table = summary_table(found)
+    assert table.rows[-1][0] == "exact posterior (floor)"
+    assert "C2ST" in table.header
 
 
 def test_predictions_that_are_not_finite_are_reported(store: TransitionStore) -> None:

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from invdyn.errors import DataError
-from invdyn.evaluation.metrics import energy_score, flat_actions, nrmse, nrmse_per_dim, r2_per_dim, varying_std
+from invdyn.evaluation.metrics import (
+    crps,
+    energy_score,
+    flat_actions,
+    nrmse,
+    nrmse_per_dim,
+    r2_per_dim,
+    rmse_per_dim,
+    varying_std,
+)
 from invdyn.statistics import Moments
 
 
@@ -73,6 +82,35 @@ def test_the_energy_score_is_lowest_for_the_true_distribution(scale: float, shif
     draws = np.random.default_rng(2).normal(size=(9, 50_000, 1))
     other = energy_score(draws[1:] * scale + shift, draws[0], np.ones(1))
     assert energy_score(draws[1:], draws[0], np.ones(1)) < other - 0.05
+
+
+@pytest.mark.parametrize("num_samples", [2, 3, 64])
+def test_the_crps_of_a_gaussian_has_its_closed_form(num_samples: int) -> None:
+    """N(0, s²) against a: s (z (2 Phi(z) - 1) + 2 phi(z) - 1 / sqrt(pi)), z = a / s; unbiased for any ensemble size."""
+    generator, scale, action = np.random.default_rng(3), 2.0, 1.5
+    samples = scale * generator.normal(size=(num_samples, 50_000, 1))
+    z = action / scale
+    density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    expected = scale * (z * math.erf(z / math.sqrt(2)) + 2 * density - 1 / math.sqrt(math.pi))
+    assert crps(samples, np.full((50_000, 1), action)).mean() == pytest.approx(expected, abs=0.03)
+
+
+def test_the_crps_of_one_dimension_is_its_energy_score(truth: np.ndarray) -> None:
+    samples = np.random.default_rng(4).normal(size=(5, len(truth), 2))
+    scores = crps(samples, truth).mean(axis=0)
+    for dim in range(2):
+        alone = energy_score(samples[..., [dim]], truth[:, [dim]], np.ones(1))
+        assert scores[dim] == pytest.approx(alone, rel=1e-12)
+
+
+def test_the_energy_score_in_two_dimensions_has_its_closed_form() -> None:
+    """The distance of two draws of N(0, I) in the plane is sqrt(pi) in the mean; half of it is left."""
+    draws = np.random.default_rng(5).normal(size=(5, 100_000, 2))
+    assert energy_score(draws[1:], draws[0], np.ones(2)) == pytest.approx(math.sqrt(math.pi) / 2, abs=0.01)
+
+
+def test_rmse_keeps_the_units(truth: np.ndarray) -> None:
+    np.testing.assert_allclose(rmse_per_dim(truth + np.array([3.0, -0.1]), truth), [3.0, 0.1])
 
 
 def test_actions_of_a_horizon_are_laid_side_by_side() -> None:

@@ -13,7 +13,7 @@ from invdyn.evaluation.evaluate import evaluate, linear_baseline
 from invdyn.evaluation.plots import plot_distributions, plot_training_curve
 from invdyn.evaluation.report import dataset_facts, write_report
 from invdyn.evaluation.results import Evaluation
-from invdyn.evaluation.summary import number, summary_table
+from invdyn.evaluation.summary import dimension_table, distribution_table, number, summary_table
 from invdyn.models.flow import FlowInverseDynamics
 from invdyn.transitions.store import TransitionStore
 from tests.evaluation.pendulum import extract
@@ -63,7 +63,7 @@ def test_the_report_needs_no_other_file_and_runs_nothing(report: Path) -> None:
     text = report.read_text(encoding="utf-8")
     links = Links()
     links.feed(text)
-    assert len(links.found) == 4
+    assert len(links.found) == 5
     assert all(link.startswith("data:image/png;base64,") for link in links.found)
     assert not re.search(r"https?://|@import|url\(", text)
 
@@ -94,7 +94,7 @@ def test_metrics_json_is_strict_json_with_all_results(report: Path, evaluation: 
 
 def test_only_the_report_and_its_pictures_are_left(report: Path) -> None:
     names = {path.name for path in report.parent.iterdir()}
-    pictures = {"quality_against_steps", "error_per_dim", "predicted_against_true", "training_curve"}
+    pictures = {"calibration", "quality_against_steps", "error_per_dim", "predicted_against_true", "training_curve"}
     assert names == {"report.html", "metrics.json", *(f"{name}.png" for name in pictures)}
     assert all(path.read_bytes().startswith(PNG) for path in report.parent.glob("*.png"))
 
@@ -111,8 +111,25 @@ def test_the_table_marks_the_best_and_the_default(evaluation: Evaluation) -> Non
     errors = [result.one_sample.nrmse for result in evaluation.results]
     assert {row for row, where in table.best if where == column} == {errors.index(min(errors))}
     assert table.chosen == 1
-    assert table.rows[-1][0] == "recorded actions (floor)"
+    assert [row[0] for row in table.rows[-2:]] == ["recorded actions (floor)", "neighbours (floor, estimated)"]
     assert {len(row) for row in table.rows} == {len(table.header)}
+
+
+def test_the_table_of_distributions_has_every_model_at_its_own_steps(evaluation: Evaluation) -> None:
+    table = distribution_table(evaluation)
+    assert [row[0] for row in table.rows] == [f"{HOSTILE}, 2 steps", "linear"]
+    assert {len(row) for row in table.rows} == {len(table.header)}
+    own = evaluation.default_of(HOSTILE)
+    interval = own.calibration.coverage_90_interval
+    assert interval is not None
+    cell = table.rows[0][list(table.header).index("in 90% region")]
+    assert cell == f"{own.calibration.coverage_90:.1%}\n[{interval.low:.1%}, {interval.high:.1%}]"
+
+
+def test_the_table_of_dimensions_is_in_the_units_of_the_action(evaluation: Evaluation, store: TransitionStore) -> None:
+    table, own = dimension_table(evaluation), evaluation.default_of(HOSTILE).one_sample
+    assert len(table.rows) == store.action_dim
+    assert table.rows[0][1] == number(own.nrmse_per_dim[0] * store.moments.std[-1])
 
 
 def test_a_training_curve_needs_rows(tmp_path: Path) -> None:
