@@ -52,7 +52,7 @@ def write_features(
         np.subtract(later, earlier, out=out[:, column * dim : (column + 1) * dim], dtype=np.float64)
 
 
-CHUNK_BYTES = 256 * 1024
+CHUNK_BYTES = 512 * 1024
 """Rows are worked on in chunks of this size: they stay in a core's cache."""
 
 COLUMN_ALIGNMENT = 8
@@ -105,7 +105,8 @@ class Moments:
             next_state: (rows, state_dim).
         """
         running = RunningMoments()
-        running.add(state, action, next_state)
+        with one_blas_thread():
+            running.add(state, action, next_state)
         found = running.moments()
         assert found is not None
         return found
@@ -165,7 +166,7 @@ class RunningMoments:
 
     Sums are taken about zero, or, where a column of the first chunk lies far from zero for its spread (as a constant
     does), about the means of that chunk: no digits are lost while those are within a few deviations of the mean.
-    The same blocks in the same order give the same bits, on any number of threads.
+    The same blocks in the same order give the same bits, under `one_blas_thread`.
     """
 
     def __init__(self) -> None:
@@ -189,10 +190,9 @@ class RunningMoments:
             return
         action = action.reshape(len(action), -1)
         buffer = self._prepare(state.shape[1] + next_state.shape[1], action.shape[1])
-        with _one_blas_thread():
-            for first in range(0, len(state), len(buffer)):
-                chunk = slice(first, first + len(buffer))
-                self._add_chunk(buffer[: len(state[chunk])], state[chunk], action[chunk], next_state[chunk])
+        for first in range(0, len(state), len(buffer)):
+            chunk = slice(first, first + len(buffer))
+            self._add_chunk(buffer[: len(state[chunk])], state[chunk], action[chunk], next_state[chunk])
         self.count += len(state)
 
     def moments(self) -> Moments | None:
@@ -252,7 +252,7 @@ def _fold(rows: Float[np.ndarray, "rows width"], extreme: np.ufunc) -> Float[np.
 
 
 @contextmanager
-def _one_blas_thread() -> Iterator[None]:
+def one_blas_thread() -> Iterator[None]:
     """Keep BLAS on one thread: the bits must not depend on how many there are."""
     with _blas().limit(limits=1, user_api="blas"):
         yield

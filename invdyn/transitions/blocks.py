@@ -13,7 +13,7 @@ from invdyn.sequences.boundaries import runs_where
 from invdyn.transitions.plan import PerEpisode, Segment
 from invdyn.transitions.windows import Window
 
-BLOCK_BYTES = 2 * 2**20
+BLOCK_BYTES = 4 * 2**20
 """Recorded bytes in a block, counted as float64."""
 
 NO_ARRAYS = EpisodeArrays(np.empty((0, 0), np.float32), np.empty((0, 0), np.float32))

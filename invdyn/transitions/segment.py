@@ -13,12 +13,12 @@ import xxhash
 from jaxtyping import Bool
 
 from invdyn.sequences.base import SequenceReader
-from invdyn.statistics import RunningMoments
+from invdyn.statistics import RunningMoments, one_blas_thread
 from invdyn.transitions.blocks import Block, iter_blocks
 from invdyn.transitions.filters import RowFilter, count_clipped, drop_masks, first_of_each, stored_arrays
 from invdyn.transitions.plan import SPLITS, TRAIN, PerEpisode, Segment
 from invdyn.transitions.store import COLUMNS, Part, part_name, writing_part
-from invdyn.transitions.windows import Transitions, Window, make_transitions
+from invdyn.transitions.windows import RowIndex, Transitions, Window, gather_rows, index_rows
 
 HASH_CHUNK_BYTES = 512 * 1024
 
@@ -40,15 +40,18 @@ def extract_segment(
     split_rows = {i: int(segment.row_limit[segment.split == i].sum()) for i in range(len(SPLITS))}
     names = {i: part_name(SPLITS[i], segment.index) for i, rows in split_rows.items() if rows}
     with ExitStack() as stack:
+        stack.enter_context(one_blas_thread())
         files = {i: stack.enter_context(writing_part(folder / n, split_rows[i], shapes)) for i, n in names.items()}
         wanted = segment.row_limit.copy()
         for block in iter_blocks(reader, window, segment, candidate_rows(segment, window, row_filter)):
             kept = kept_rows(block, window, row_filter)
+            stored = stored_arrays(row_filter, block.arrays)
+            places = place_rows(block, window, segment.first_episode)
             for index, file in files.items():
                 limit = np.where(segment.split[block.episodes] == index, wanted[block.episodes], 0)
                 if not limit.any():
                     continue
-                rows = cut_rows(block, window, row_filter, kept, limit, segment.first_episode)
+                rows = gather_rows(stored, window, choose_rows(block, places, kept, limit))
                 file.append({column: getattr(rows, column) for column in COLUMNS})
                 if index == TRAIN:
                     moments.add(rows.state, rows.action, rows.next_state)
@@ -97,37 +100,23 @@ def kept_rows(block: Block, window: Window, row_filter: RowFilter) -> Bool[np.nd
     return np.asarray(~np.logical_or.reduce(list(masks.values())))
 
 
-def cut_rows(
-    block: Block,
-    window: Window,
-    row_filter: RowFilter,
-    kept: Bool[np.ndarray, "rows"] | None,
-    limit: PerEpisode,
-    first_episode: int,
-) -> Transitions:
-    """Cut the rows of some episodes of a block.
+def place_rows(block: Block, window: Window, first_episode: int) -> RowIndex:
+    """Return where all rows of a block lie; `first_episode` is the number of the segment's first episode."""
+    first = first_episode + block.first_episode
+    return index_rows(window, block.num_states, block.num_actions, block.num_rows, first, block.first_step)
+
+
+def choose_rows(block: Block, places: RowIndex, kept: Bool[np.ndarray, "rows"] | None, limit: PerEpisode) -> RowIndex:
+    """Return the rows to take of some episodes of a block.
 
     Args:
         block: the episodes.
-        window: what a row holds.
-        row_filter: what is done to the values.
-        kept: (rows,) which of all its rows may be taken; all when None.
-        limit: (episodes,) how many rows are still wanted of each; no limit where `kept` is None.
-        first_episode: number of the segment's first episode in the whole recording.
+        places: of all its rows.
+        kept: (rows,) which of them may be taken; all when None.
+        limit: (episodes,) how many are still wanted of each; no limit where `kept` is None, but for 0.
     """
-    rows = make_transitions(
-        stored_arrays(row_filter, block.arrays),
-        window,
-        block.num_states,
-        block.num_actions,
-        np.where(limit > 0, block.num_rows, 0),
-        first_episode + block.first_episode,
-        block.first_step,
-    )
-    if kept is None:
-        return rows
-    chosen = first_of_each(kept, block.num_rows, limit)[np.repeat(limit > 0, block.num_rows)]
-    return Transitions(**{column: getattr(rows, column)[chosen] for column in COLUMNS})
+    chosen = np.repeat(limit > 0, block.num_rows)
+    return places.take(chosen if kept is None else chosen & first_of_each(kept, block.num_rows, limit))
 
 
 def count_clipped_rows(row_filter: RowFilter, block: Block, rows: Transitions, first_episode: int) -> int:

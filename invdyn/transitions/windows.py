@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int, Num
+from jaxtyping import Bool, Int, Num
 
 from invdyn.sequences.base import EpisodeArrays
 
@@ -104,17 +104,63 @@ def make_transitions(
         The rows in episode and step order.
     """
     rows = np.minimum(row_limit, window.num_rows(num_states, num_actions))
+    return gather_rows(arrays, window, index_rows(window, num_states, num_actions, rows, first_episode, first_step))
+
+
+@dataclass(frozen=True)
+class RowIndex:
+    """Where rows lie in episodes end to end.
+
+    Attributes:
+        state: (rows,) index of the current state.
+        action: (rows,) index of the first action.
+        episode: (rows,) as in `Transitions`.
+        step: (rows,) as in `Transitions`.
+    """
+
+    state: Int[np.ndarray, "rows"]
+    action: Int[np.ndarray, "rows"]
+    episode: Int[np.ndarray, "rows"]
+    step: Int[np.ndarray, "rows"]
+
+    def take(self, chosen: Bool[np.ndarray, "rows"]) -> RowIndex:
+        """Return the rows that are set."""
+        index = np.flatnonzero(chosen)
+        if len(index) == len(chosen):
+            return self
+        return RowIndex(*(values.take(index) for values in (self.state, self.action, self.episode, self.step)))
+
+
+def index_rows(
+    window: Window,
+    num_states: Counts,
+    num_actions: Counts,
+    rows: Counts,
+    first_episode: int,
+    first_step: Counts | None = None,
+) -> RowIndex:
+    """Return where the first `rows` rows of each episode lie; arguments as in `make_transitions`."""
     state_starts = np.cumsum(num_states) - num_states
     action_starts = np.cumsum(num_actions) - num_actions
-    now = ranges(state_starts + window.history, rows)
-    act = ranges(action_starts + window.history, rows)
+    before = np.cumsum(rows) - rows
+    # Counted from the first row of all, every column is a number per episode plus the row's own number.
+    number = np.arange(int(rows.sum()))
+    numbers = np.arange(first_episode, first_episode + len(rows))
+    starts = (state_starts, action_starts, 0 if first_step is None else first_step)
+    state, action, step = (number + np.repeat(start + window.history - before, rows) for start in starts)
+    return RowIndex(state, action, np.repeat(numbers, rows), step)
+
+
+def gather_rows(arrays: EpisodeArrays, window: Window, index: RowIndex) -> Transitions:
+    """Cut rows out of episodes that lie end to end."""
     window_dim = (window.history + 1) * arrays.state.shape[1]
+    past = _gather(arrays.state, index.state, np.arange(-window.history, 1))
     return Transitions(
-        state=_gather(arrays.state, now, np.arange(-window.history, 1)).reshape(len(now), window_dim),
-        action=_gather(arrays.action, act, np.arange(window.horizon)),
-        next_state=_gather(arrays.state, now, np.array([window.gap])),
-        episode=np.repeat(np.arange(first_episode, first_episode + len(rows)), rows),
-        step=ranges((np.zeros_like(rows) if first_step is None else first_step) + window.history, rows),
+        state=past.reshape(len(past), window_dim),
+        action=_gather(arrays.action, index.action, np.arange(window.horizon)),
+        next_state=_gather(arrays.state, index.state, np.array([window.gap])),
+        episode=index.episode,
+        step=index.step,
     )
 
 
