@@ -8,7 +8,10 @@ import numpy as np
 from jaxtyping import Bool
 
 from invdyn.errors import DataError
-from invdyn.sequences.base import SequencePlan, SequenceReader, check_finite
+from invdyn.sequences.base import SequencePlan, SequenceReader
+from invdyn.transitions.blocks import iter_blocks
+from invdyn.transitions.plan import Segment
+from invdyn.transitions.windows import Window
 
 
 class DamagedFiles(DataError):
@@ -24,17 +27,25 @@ class DamagedFiles(DataError):
 
 
 def find_damaged(reader: SequenceReader, sequences: SequencePlan, keep: Bool[np.ndarray, "episodes"]) -> dict[str, str]:
-    """Read the kept episodes once more, piece by piece, and return every file that cannot be used, with the reason."""
+    """Read the kept episodes once more, file by file, and return every file that cannot be used, with the reason."""
     found: dict[str, str] = {}
     for piece in kept_pieces(sequences, keep):
         path = piece.files[0].path
         if path in found:
             continue
         try:
-            check_finite(reader.read(piece), piece)
+            _read_all(reader, piece)
         except DataError as error:
             found[path] = str(error)
     return found
+
+
+def _read_all(reader: SequenceReader, piece: SequencePlan) -> None:
+    """Read all transitions, in bounded memory."""
+    rows = Window().num_rows(piece.num_states, piece.num_actions)
+    whole = Segment(0, 0, piece, split=np.zeros_like(rows), row_limit=rows, keep=rows > 0, hash_files=())
+    for _ in iter_blocks(reader, Window(), whole, rows):
+        pass
 
 
 def kept_pieces(sequences: SequencePlan, keep: Bool[np.ndarray, "episodes"]) -> Iterator[SequencePlan]:
