@@ -207,15 +207,15 @@ def _finish_untrained(
     """Fit a model that takes no gradient steps, and write its checkpoint."""
     if validation is None:
         return {}
-    how = "fitted from the dataset's statistics"
+    how = "no steps to train"
     if isinstance(model, FittedModel):
         rows = store.load_spread("train", model.max_fit_rows, columns=("state", "action", "next_state"))
         model.fit(*encode_rows(model, rows, worker.device))
-        how = f"fitted to {len(rows['state']):,} train rows"
+        how += f", fitted to {len(rows['state']):,} train rows"
     metrics = {"epoch": 0, **validation.evaluate(model)}
     tracker = Tracker(config, echo=worker.echo)
     tracker.log(metrics, 0)
-    tracker.console(f"{config.model.name}: no steps to train, {how}  {_losses(metrics)}")
+    tracker.console(f"{config.model.name}: {how}  {_losses(metrics)}")
     save_checkpoint(config.run_dir, config, 0, model.state_dict(), {"epoch": 0, "step": 0}, metrics)
     tracker.summarize(worker.on_trained(model.eval()))
     tracker.close()
