@@ -37,7 +37,7 @@ def main() -> None:
     store = extract(config, max_samples, args)
     plot_distributions(store, store.path / DISTRIBUTIONS_PNG)
     print(summary(store))
-    findings = diagnose(config, max_rows=DOCTOR_ROWS).findings
+    findings = diagnose(config, max_rows=DOCTOR_ROWS, without=store.manifest["skipped_files"]).findings
     print(f"{summarize(findings)}\nmore: python experiments/doctor.py --config {args.config}")
 
 
@@ -97,7 +97,7 @@ class Bars(ExitStack):
     def report(self, damaged: Mapping[str, str]) -> None:
         """Say that files are left out."""
         self.close()
-        print(f"{len(damaged)} damaged files found; planning again without them", file=sys.stderr)
+        print(f"damaged files: {len(damaged)}; planning again without them", file=sys.stderr)
 
 
 def summary(store: TransitionStore) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -94,12 +95,13 @@ class Diagnosis:
         return f"{counts}; {window}"
 
 
-def diagnose(config: DatasetConfig, *, max_rows: int = MAX_ROWS) -> Diagnosis:
+def diagnose(config: DatasetConfig, *, max_rows: int = MAX_ROWS, without: Mapping[str, str] | None = None) -> Diagnosis:
     """Look for faults in the recording of a dataset.
 
     Args:
         config: the dataset.
         max_rows: states to look at; of a longer recording whole, evenly spaced episodes are taken.
+        without: damaged files that the dataset was made without, and why; see `SequenceReader.inspect`.
 
     Raises:
         ConfigError: when the config names an unknown format or key.
@@ -112,12 +114,18 @@ def diagnose(config: DatasetConfig, *, max_rows: int = MAX_ROWS) -> Diagnosis:
         action_key=config.shape_meta.action_key if config.shape_meta else None,
         options=config.format_options,
     )
-    return diagnose_recording(reader, config, max_rows=max_rows)
+    return diagnose_recording(reader, config, max_rows=max_rows, without=without)
 
 
-def diagnose_recording(reader: SequenceReader, config: DatasetConfig, *, max_rows: int = MAX_ROWS) -> Diagnosis:
+def diagnose_recording(
+    reader: SequenceReader,
+    config: DatasetConfig,
+    *,
+    max_rows: int = MAX_ROWS,
+    without: Mapping[str, str] | None = None,
+) -> Diagnosis:
     """Look for faults in what a reader reads, for the rows and splits that a config asks for."""
-    plan = reader.inspect()
+    plan = reader.inspect(without)
     window = Window(config.gap, config.horizon, config.history)
     keep, split, findings = _split(plan, window, config)
     findings += _plan_findings(plan)
@@ -244,7 +252,8 @@ def _split(
 
 def _plan_findings(plan: SequencePlan) -> list[Finding]:
     findings = [
-        Finding("readable", ERROR, f"a file cannot be read: {name}", reason, "repair it or take it away")
+        # Files are skipped only where the config asks for that: it is then no reason to stop.
+        Finding("readable", WARNING, f"a file cannot be read, and is skipped: {name}", reason, "repair it")
         for name, reason in plan.skipped.items()
     ]
     findings += [Finding("contradiction", WARNING, "the recording contradicts itself", text) for text in plan.warnings]

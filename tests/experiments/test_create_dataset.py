@@ -294,6 +294,19 @@ def test_finished_dataset_is_refused_then_overwritten(tmp_path: Path, run: Run) 
     assert after["manifest.json"] != before["manifest.json"]
 
 
+def test_damaged_files_are_skipped_on_request(tmp_path: Path, run: Run) -> None:
+    write_recording(tmp_path / "sequence/r", make_episodes(LENGTHS))
+    put(np.nan, key="action")(tmp_path)
+    (tmp_path / "sequence/r/shard-00002.hdf5").write_bytes(b"")
+    code, output, errors = run("--config", write_config(tmp_path), "--local", "--on_error", "skip")
+    assert code == 0
+    assert "damaged files: 1; planning again without them\n" in errors  # the other was found before the first plan
+    assert "skipped files: 2\n" in output
+    assert re.search(r"skipped: .*/shard-00001\.hdf5: .*action holds nan in column 1 at episode 2, step 3", output)
+    assert re.search(r"skipped: .*/shard-00002\.hdf5: .*truncated, corrupt", output)
+    assert "doctor: 0 errors" in output
+
+
 # Processes that end in the middle
 
 
