@@ -32,7 +32,7 @@ setup: .venv/.installed
 	@echo "Installing torch into .venv (once; this takes minutes) ..."
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	@echo "Installing invdyn and its dependencies into .venv ..."
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint,export]'
 	@touch $@
 
 demo: setup

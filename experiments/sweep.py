@@ -30,13 +30,13 @@ from invdyn.training.sweep_config import (
     model_of_trial,
     trial_name,
 )
+from invdyn.training.trials import Trial
 from invdyn.training.tuning import (
     BEST,
     FINISHED,
     RESULTS_CSV,
     TRIALS,
     SweepRow,
-    Trial,
     check_devices,
     run_sweep,
     save_sweep,

@@ -24,6 +24,7 @@ from invdyn.transitions.dataset_config import DatasetConfig
 from invdyn.transitions.store import TransitionStore
 
 SMOKE_EPOCHS = 1
+COMPILE = {"auto": None, "on": True, "off": False}
 RECIPE_FLAGS = ("num_epochs", "learning_rate", "batch_size", "seed")
 
 
@@ -37,7 +38,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch_size", type=positive_int, help="rows per step over all workers")
     parser.add_argument("--seed", type=int, help="of weights, order and noise")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: the model config's, else auto)")
-    parser.add_argument("--compile", action="store_true", help="compile the training step (needs a C++ compiler)")
+    parser.add_argument(
+        "--compile",
+        choices=tuple(COMPILE),
+        nargs="?",
+        const="on",
+        help="take the steps as one compiled graph: on, off, or auto (default): in runs long enough to pay for it",
+    )
+    parser.add_argument(
+        "--precision", choices=("float32", "bfloat16"), help="of the products in a step (default: float32)"
+    )
     parser.add_argument("--cpu_threads", type=positive_int, help="threads of each CPU worker (default: 1)")
     parser.add_argument("--run_dir", help="folder of the run (default: runs/DATASET/MODEL-TIME)")
     parser.add_argument("--resume", metavar="RUN_DIR", help="continue a run from its latest checkpoint")
@@ -81,7 +91,8 @@ def new_run(args: argparse.Namespace) -> RunConfig:
         training=apply_flags(model.training, args),
         device=args.device or model.device or "auto",
         num_workers=args.num_workers or 1,
-        compile=args.compile,
+        compile=COMPILE[args.compile or "auto"],
+        precision=args.precision or "float32",
         cpu_threads=args.cpu_threads or 1,
         tracking=TrackingConfig(mode=args.wandb),
     )
@@ -101,7 +112,7 @@ def resumed_run(args: argparse.Namespace) -> RunConfig:
     Raises:
         ConfigError: when a flag would change the run itself, or the folder is not a run.
     """
-    fixed = ("dataset_config", "model_config", "run_dir", "compile", "smoke", *RECIPE_FLAGS)
+    fixed = ("dataset_config", "model_config", "run_dir", "compile", "precision", "smoke", *RECIPE_FLAGS)
     # By identity: a seed of 0 is a given flag too.
     given = [name for name in fixed if getattr(args, name) is not None and getattr(args, name) is not False]
     changed = [f"--{name}" for name in given] + (["--set"] if args.overrides else [])

@@ -15,7 +15,11 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^\$ (python experiments/.*)$", README, flags=re.MULTILINE)
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-RAYLESS = {"evaluate.py": ["--smoke"], "doctor.py": []}  # scripts without --local, and what shrinks them
+RAYLESS = {
+    "evaluate.py": ["--smoke"],
+    "doctor.py": [],
+    "export.py": [],
+}  # scripts without --local, and what shrinks them
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,7 @@ def run(code_or_script: list[str], folder: Path) -> subprocess.CompletedProcess[
 
 def test_every_command_of_the_pipeline_is_shown() -> None:
     shown = [shlex.split(command)[1].rpartition("/")[2] for command in COMMANDS]
-    assert shown == ["collect.py", "create_dataset.py", "doctor.py", "train.py", "evaluate.py", "sweep.py"]
+    assert shown == ["collect.py", "create_dataset.py", "doctor.py", "train.py", "evaluate.py", "sweep.py", "export.py"]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: shlex.split(command)[1].rpartition("/")[2])

@@ -14,7 +14,8 @@ from problem import ROOT, pendulum
 from invdyn.models.registry import load_model_config
 from invdyn.training.run_config import RunConfig, TrackingConfig
 from invdyn.training.sweep_config import SweepConfig, model_of_trial, trial_name
-from invdyn.training.tuning import Trial, run_sweep
+from invdyn.training.trials import Trial
+from invdyn.training.tuning import run_sweep
 
 NUM_TRIALS = 16
 

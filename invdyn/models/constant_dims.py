@@ -122,5 +122,6 @@ class WithConstantDims(InverseDynamics):
                 f"state and next_state must hold whole states of {self.state_dim} numbers, constant dimensions "
                 f"included, got {tuple(state.shape)}; give all dimensions of the recording"
             )
-        states = state.reshape(len(state), -1, self.state_dim)
-        return states[..., self.state_kept].reshape(len(state), -1)
+        # Not len(): it would fix the batch size of an exported program.
+        states = state.reshape(state.shape[0], -1, self.state_dim)
+        return states[..., self.state_kept].reshape(state.shape[0], -1)

@@ -232,5 +232,6 @@ def check_finite(arrays: EpisodeArrays, plan: SequencePlan, first_step: int = 0)
             raise DataError(
                 f"states and actions must be finite{' as float32' if np.isfinite(value) else ''}: {file.path}: {name} "
                 f"holds {value} in column {column} at episode {plan.episode_index[episode]}, step {step} "
-                f"({len(bad)} such rows in {len(values)} read); remove the episode or record it again"
+                f"({len(bad)} such rows in {len(values)} read); leave it out with filters: {{episodes: {{exclude: "
+                f"['{plan.episode_id(episode)}']}}}}, or record it again"
             )

@@ -64,6 +64,8 @@ class CsvReader(FileReader):
         self.state_word = re.compile(re.escape(state_word)) if state_word else STATE_WORD
         self.action_word = re.compile(re.escape(action_word)) if action_word else ACTION_WORD
         self._action_paths: dict[str, str] = {}
+        self._alone: set[str] = set()
+        self._counts = ""
 
     @classmethod
     def recognises(cls, path: str | Path) -> bool:
@@ -77,19 +79,18 @@ class CsvReader(FileReader):
         found = find_files(self.path, (SUFFIX,), recursive=True)
         names = {path: files.relative(path, self.path) for path in found}
         states, actions = self._by_episode(names, self.state_word), self._by_episode(names, self.action_word)
-        alone = sorted(states.keys() ^ actions.keys())
-        if alone or not states:
-            example = (states.get(alone[0]) or actions.get(alone[0])) if alone else self.path
-            raise DataError(
-                f"each state file must have an action file of the same name: {example} has none "
-                f"({len(states)} state files, {len(actions)} action files, {len(found)} CSV files); name them like "
-                "state_0.csv and action_0.csv, or set format_options.state_word and action_word"
-            )
-        self._action_paths = {states[name]: actions[name] for name in states}
-        return list(self._action_paths)
+        self._alone = {(states.get(name) or actions[name]) for name in states.keys() ^ actions.keys()}
+        self._counts = f"{len(states)} state files, {len(actions)} action files, {len(found)} CSV files"
+        if not states or not actions or (self._alone and not self.skips_damaged):
+            raise self._has_none(min(self._alone, default=self.path))
+        self._action_paths = {states[name]: actions[name] for name in states if name in actions}
+        # In the order of the files; those without a partner are refused when they are inspected.
+        return [path for path in found if path in self._action_paths or path in self._alone]
 
     def inspect_file(self, path: str) -> SequencePlan:
         """Count the lines of both files and read their first ones."""
+        if path in self._alone:
+            raise self._has_none(path)
         action_path = self._action_paths[path]
         state_layout, action_layout = read_layout(path), read_layout(action_path)
         state_columns = state_layout.choose(self.state_keys or (WHOLE_STATE,), WHOLE_STATE, "shape_meta.obs")
@@ -115,6 +116,12 @@ class CsvReader(FileReader):
         if (len(state), len(action)) != (plan.num_states[0], plan.num_actions[0]):
             raise changed(file.path)
         return EpisodeArrays(state, action)
+
+    def _has_none(self, path: str) -> DataError:
+        return DataError(
+            f"each state file must have an action file of the same name: {path} has none ({self._counts}); name them "
+            "like state_0.csv and action_0.csv, or set format_options.state_word and action_word"
+        )
 
     def _by_episode(self, names: dict[str, str], word: re.Pattern[str]) -> dict[str, str]:
         """Return the files whose name has a word, by their name without it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,12 +100,35 @@ class ResidentBatches:
 
     def epoch(self, epoch: int) -> Iterator[Rows]:
         """Yield the epoch's chunks; see `Batches`."""
-        order = torch.randperm(len(self.context), generator=epoch_generator(self.seed, epoch))
+        order = epoch_order(len(self.context), self.seed, epoch)
         order = order[: self.steps_per_epoch * self.share.batch_size].to(self.context.device)
         for index in order.split(self.share.chunk_rows):
             mine = self.share.of(index)
             flat = mine.reshape(-1)
             yield self.context[flat].unflatten(0, mine.shape), self.target[flat].unflatten(0, mine.shape)
+
+
+class PopulationBatches:
+    """The whole split in memory, and the batches of several runs at once: each in the order of its own seed.
+
+    Args:
+        rows: encoded (context, target) of the split, shared by all.
+        batch_size: rows of a batch of one run.
+        seeds: of the runs.
+    """
+
+    def __init__(self, rows: Rows, batch_size: int, seeds: Sequence[int]):
+        self.context, self.target = rows
+        self.batch_size, self.seeds = batch_size, seeds
+        self.steps_per_epoch = count_steps(len(self.context), batch_size)
+        self.steps_per_chunk = Share(batch_size).chunk_rows // batch_size
+
+    def epoch(self, epoch: int) -> Iterator[Rows]:
+        """Yield the epoch's chunks: (context, target), each (steps, runs, batch, columns)."""
+        orders = torch.stack([epoch_order(len(self.context), seed, epoch) for seed in self.seeds])
+        batches = orders[:, : self.steps_per_epoch * self.batch_size].unflatten(1, (-1, self.batch_size))
+        for index in batches.transpose(0, 1).to(self.context.device).split(self.steps_per_chunk):
+            yield self.context[index], self.target[index]
 
 
 class StreamingBatches:
@@ -269,6 +292,11 @@ def count_steps(rows: int, batch_size: int) -> int:
             "lower batch_size or extract more transitions"
         )
     return rows // batch_size
+
+
+def epoch_order(rows: int, seed: int, epoch: int) -> Tensor:
+    """Return the order of resident rows in an epoch, on the CPU: the same on any device."""
+    return torch.randperm(rows, generator=epoch_generator(seed, epoch))
 
 
 def epoch_generator(seed: int, epoch: int, stream: int = 0, device: torch.device | str = "cpu") -> torch.Generator:

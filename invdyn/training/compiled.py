@@ -1,8 +1,9 @@
 """The training step as one compiled graph: forward, backward, AdamW and the moving average on flat vectors.
 
 An eager step of a small network spends most of its time between kernels. Here all parameters are views of one vector,
-so that the whole step is a single call into generated code. The model's own parameters and the optimizer's own state
-stay views of the same memory: checkpoints do not know the difference.
+so that the whole step is a single call into generated code; on a GPU all steps of a chunk are one CUDA graph. Several
+models of one shape are trained at once as the rows of a matrix. The models' own parameters and the optimizers' own
+state stay views of the same memory: checkpoints do not know the difference.
 """
 
 from __future__ import annotations
@@ -12,29 +13,46 @@ import shutil
 import sys
 import types
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import functional_call, grad_and_value
+from torch.func import functional_call, grad_and_value, vmap
 
 from invdyn.errors import ConfigError
-from invdyn.models.base import InverseDynamics, Noise
+from invdyn.models.base import InverseDynamics
 
-Flat = Float[Tensor, "parameters"]
+Flat = Float[Tensor, "*members parameters"]
+Chunk = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Member:
+    """What a step trains.
+
+    Attributes:
+        model: trained in place.
+        optimizer: an AdamW over the model's parameters; its state is read once and kept up to date.
+        average: parameters of the moving average, kept up to date; empty for none.
+    """
+
+    model: InverseDynamics
+    optimizer: torch.optim.AdamW
+    average: Sequence[Tensor]
 
 
 class CompiledStep:
-    """One AdamW step per call. Needs a C++ compiler on a CPU, Triton on a GPU.
+    """AdamW steps of one model, or of several of one shape at once. Needs a C++ compiler on a CPU, Triton on a GPU.
 
     The batch shape must not change between calls: guards, which would cost a tenth of a small step, are left out.
 
     Args:
-        model: trained in place.
-        optimizer: an AdamW over the model's parameters; its state is read now and kept up to date.
-        average: parameters of the moving average, kept up to date; empty for none.
-        max_grad_norm: as in the recipe.
+        members: the models, of one shape. Tensors of a call have a leading dimension for them where there are several.
+        max_grad_norm: as in the recipe, of each model by itself.
+        precision: dtype of the products of the forward and backward pass.
+        compiled: False to run the same step without a compiler.
 
     Raises:
         ConfigError: on a CPU, when there is no C++ compiler.
@@ -42,80 +60,163 @@ class CompiledStep:
 
     def __init__(
         self,
-        model: InverseDynamics,
-        optimizer: torch.optim.AdamW,
-        average: Sequence[Tensor],
+        members: Sequence[Member],
         max_grad_norm: float | None,
+        precision: torch.dtype = torch.float32,
+        compiled: bool = True,
     ):
-        require_compiler(model.device)
-        self.model, self.max_grad_norm = model, max_grad_norm
-        self.names = [name for name, _ in model.named_parameters()]
-        parameters = [parameter for _, parameter in model.named_parameters()]
-        self.shapes = [parameter.shape for parameter in parameters]
-        self.buffers = dict(model.named_buffers())
-        self.group: dict[str, Any] = optimizer.param_groups[0]
-        self.flat = _flatten(parameters)
-        self.average = _flatten(average) if average else None
-        self.steps, self.exp_avg, self.exp_avg_sq = _flatten_state(optimizer, parameters)
-        self.compiled: Callable[..., Tensor] = torch.compile(
+        self.model, self.max_grad_norm, self.precision = members[0].model, max_grad_norm, precision
+        self.num_members = len(members)
+        self.names = [name for name, _ in self.model.named_parameters()]
+        self.shapes = [parameter.shape for parameter in self.model.parameters()]
+        self.buffers = dict(self.model.named_buffers())
+        self.groups: list[dict[str, Any]] = [member.optimizer.param_groups[0] for member in members]
+        if compiled:
+            require_compiler(self.model.device)
+        self.flat = _stack([list(member.model.parameters()) for member in members])
+        self.average = _stack([member.average for member in members]) if members[0].average else None
+        states = [_optimizer_states(member) for member in members]
+        self.exp_avg, self.exp_avg_sq, self.steps = (
+            _stack([[state[name] for state in each] for each in states]) for name in ("exp_avg", "exp_avg_sq", "step")
+        )
+        self.done = [int(each[0]["step"]) for each in states]  # on the host too: reading `steps` would wait for the GPU
+        self.step: Callable[..., Tensor] = self._compile() if compiled else self._step
+        self.captured: dict[int, _CapturedChunk | None] = {}
+
+    def coefficients(
+        self, learning_rates: Sequence[Sequence[float]], decays: Sequence[Sequence[float]]
+    ) -> Float[Tensor, "steps 4 *members"]:
+        """Return what changes from step to step, for the next steps: one transfer to the device, not one per step.
+
+        Args:
+            learning_rates: of each member, of each step.
+            decays: of the moving average, likewise.
+
+        Returns:
+            Per step: learning rate over the first bias correction, root of the second, share of the weights that decay
+            keeps, decay of the average; each (members, 1) where there are several.
+        """
+        table = [
+            self._coefficients_of(*each) for each in zip(self.groups, self.done, learning_rates, decays, strict=True)
+        ]
+        rows = torch.tensor(table)  # (members, steps, 4)
+        rows = rows[0] if self.num_members == 1 else rows.permute(1, 2, 0).unsqueeze(-1).contiguous()
+        device = self.flat.device
+        return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows.to(device)
+
+    @torch.no_grad()
+    def __call__(
+        self, coefficients: Float[Tensor, "steps 4 *members"], chunk: Chunk
+    ) -> Float[Tensor, "steps *members"]:
+        """Take one step per batch of a chunk.
+
+        Args:
+            coefficients: from `coefficients`.
+            chunk: context, target and noise, each (steps, [members,] batch, columns).
+
+        Returns:
+            The losses, on the device.
+        """
+        inputs = (coefficients, *chunk)
+        captured = self._captured(inputs) if self.flat.is_cuda else None
+        losses = captured(inputs) if captured else self._run(inputs)
+        self.steps += len(coefficients)
+        self.done = [done + len(coefficients) for done in self.done]
+        return losses
+
+    def _coefficients_of(
+        self, group: dict[str, Any], done: int, learning_rates: Sequence[float], decays: Sequence[float]
+    ) -> list[tuple[float, float, float, float]]:
+        beta_1, beta_2 = group["betas"]
+        return [
+            (
+                rate / (1.0 - beta_1**step),
+                (1.0 - beta_2**step) ** 0.5,
+                1.0 - rate * group["weight_decay"],
+                decay,
+            )
+            for step, (rate, decay) in enumerate(zip(learning_rates, decays, strict=True), start=done + 1)
+        ]
+
+    def _run(self, inputs: Chunk) -> Tensor:
+        return torch.stack([self.step(*each) for each in zip(*inputs, strict=True)])
+
+    def _captured(self, inputs: Chunk) -> _CapturedChunk | None:
+        """Return the CUDA graph of chunks of this length: none the first time, when the step is compiled by running."""
+        steps = len(inputs[0])
+        if steps not in self.captured:
+            self.captured[steps] = None
+        elif self.captured[steps] is None:
+            self.captured[steps] = _CapturedChunk(self._run, inputs)
+        return self.captured[steps]
+
+    def _compile(self) -> Callable[..., Tensor]:
+        compiled: Callable[..., Tensor] = torch.compile(
             _with_own_code(self._step),
             fullgraph=True,
             dynamic=False,
             options={"guard_filter_fn": torch.compiler.skip_all_guards_unsafe},
         )
+        return compiled
 
-    def coefficients(self, learning_rates: Sequence[float], decays: Sequence[float]) -> Float[Tensor, "steps 4"]:
-        """Return what changes from step to step, for the next steps: one transfer to the device, not one per step.
-
-        Args:
-            learning_rates: of each step.
-            decays: of the moving average at each step.
-        """
-        beta_1, beta_2 = self.group["betas"]
-        first = int(self.steps[0]) + 1
-        rows = [
-            (rate, 1.0 - beta_1 ** (first + i), (1.0 - beta_2 ** (first + i)) ** 0.5, decay)
-            for i, (rate, decay) in enumerate(zip(learning_rates, decays, strict=True))
-        ]
-        return torch.tensor(rows, device=self.flat.device)
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        coefficients: Float[Tensor, "4"],
-        context: Float[Tensor, "batch context"],
-        target: Float[Tensor, "batch target"],
-        noise: Noise,
-    ) -> Float[Tensor, ""]:
-        """Take one step and return its loss, still on the device."""
-        return self.compiled(coefficients, context, target, *noise)
-
-    def advance(self, steps: int) -> None:
-        """Count finished steps in the optimizer's state."""
-        torch._foreach_add_(self.steps, steps)
-
-    def _step(self, coefficients: Tensor, context: Tensor, target: Tensor, *noise: Tensor) -> Tensor:
+    def _step(self, coefficients: Tensor, *batch: Tensor) -> Tensor:
         gradient: Tensor
-        loss: Tensor
-        gradient, loss = grad_and_value(self._loss)(self.flat, context, target, *noise)
+        losses: Tensor
+        gradient, (_, losses) = grad_and_value(self._losses, has_aux=True)(self.flat, *batch)
         if self.max_grad_norm is not None:
-            gradient = gradient * (self.max_grad_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
-        rate, correction_1, sqrt_correction_2, decay = coefficients.unbind()
-        beta_1, beta_2 = self.group["betas"]
+            norm = gradient.norm(dim=-1, keepdim=True)
+            gradient = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        rate, sqrt_correction_2, kept, decay = coefficients.unbind()
+        beta_1, beta_2 = self.groups[0]["betas"]
         self.exp_avg.lerp_(gradient, 1.0 - beta_1)
         self.exp_avg_sq.mul_(beta_2).addcmul_(gradient, gradient, value=1.0 - beta_2)
-        scale = self.exp_avg_sq.sqrt() / sqrt_correction_2 + self.group["eps"]
-        kept = self.flat * (1.0 - rate * self.group["weight_decay"])
-        self.flat.copy_(kept - rate / correction_1 * self.exp_avg / scale)
+        scale = self.exp_avg_sq.sqrt() / sqrt_correction_2 + self.groups[0]["eps"]
+        self.flat.copy_(self.flat * kept - rate * self.exp_avg / scale)
         if self.average is not None:
             self.average.lerp_(self.flat, 1.0 - decay)
-        return loss
+        return losses
 
-    def _loss(self, flat: Flat, context: Tensor, target: Tensor, *noise: Tensor) -> Tensor:
+    def _losses(self, flat: Flat, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum of the members' losses, whose gradient is that of each by itself, and the losses."""
+        if self.num_members == 1:
+            loss = self._loss(flat, *batch)
+            return loss, loss.detach()
+        losses: Tensor = vmap(self._loss)(flat, *batch)
+        return losses.sum(), losses.detach()
+
+    def _loss(self, flat: Tensor, context: Tensor, target: Tensor, *noise: Tensor) -> Tensor:
         pieces = flat.split([shape.numel() for shape in self.shapes])
         parameters = {n: p.view(shape) for n, p, shape in zip(self.names, pieces, self.shapes, strict=True)}
-        loss: Tensor = functional_call(self.model, (parameters, self.buffers), (context, target, *noise))
+        with autocast(flat.device, self.precision):
+            loss: Tensor = functional_call(self.model, (parameters, self.buffers), (context, target, *noise))
         return loss
+
+
+class _CapturedChunk:
+    """All steps of a chunk as one CUDA graph: the host launches once, and copies the inputs into place before.
+
+    Args:
+        run: takes the steps; capturing it records its kernels and runs none.
+        inputs: of the shapes to come.
+    """
+
+    def __init__(self, run: Callable[[Chunk], Tensor], inputs: Chunk):
+        self.inputs = tuple(tensor.clone() for tensor in inputs)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.losses = run(self.inputs)
+
+    def __call__(self, inputs: Chunk) -> Tensor:
+        for place, values in zip(self.inputs, inputs, strict=True):
+            place.copy_(values, non_blocking=True)
+        self.graph.replay()
+        return self.losses.clone()
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """Return the context in which products are computed in `precision`; it does nothing for float32."""
+    enabled = precision != torch.float32
+    return torch.autocast(device.type, dtype=precision if enabled else torch.bfloat16, enabled=enabled)
 
 
 def require_compiler(device: torch.device) -> None:
@@ -124,9 +225,17 @@ def require_compiler(device: torch.device) -> None:
     Raises:
         ConfigError: on a CPU, when there is no C++ compiler.
     """
-    name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if device.type == "cpu" and shutil.which(name) is None:
-        raise ConfigError(f"a compiled step needs a C++ compiler: {name} not found; install it or set CXX")
+    if not has_compiler(device):
+        raise ConfigError(f"compiled code needs a C++ compiler: {_compiler()} not found; install it or set CXX")
+
+
+def has_compiler(device: torch.device) -> bool:
+    """Return whether code for the device can be compiled: a GPU's compiler comes with torch."""
+    return device.type != "cpu" or shutil.which(_compiler()) is not None
+
+
+def _compiler() -> str:
+    return os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
 
 
 def _with_own_code(method: Any) -> Any:
@@ -140,22 +249,22 @@ def _with_own_code(method: Any) -> Any:
     return types.MethodType(copied, method.__self__)
 
 
-def _flatten(tensors: Sequence[Tensor]) -> Flat:
-    """Move tensors into one vector and make each a view of it."""
-    flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
-    for tensor, piece in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.data = piece.view(tensor.shape)
-    return flat
+def _stack(rows: Sequence[Sequence[Tensor]]) -> Flat:
+    """Move the tensors of each row into one vector and make each tensor a view of it; one row gives no matrix."""
+    flat = torch.stack([torch.cat([tensor.detach().reshape(-1) for tensor in row]) for row in rows])
+    for row, vector in zip(rows, flat, strict=True):
+        for tensor, piece in zip(row, vector.split([tensor.numel() for tensor in row]), strict=True):
+            tensor.data = piece.view(tensor.shape)
+    return flat[0] if len(rows) == 1 else flat
 
 
-def _flatten_state(optimizer: torch.optim.AdamW, parameters: Sequence[Tensor]) -> tuple[list[Tensor], Flat, Flat]:
-    """Move the optimizer's moments into vectors; create them where no step has been taken yet."""
+def _optimizer_states(member: Member) -> list[dict[str, Tensor]]:
+    """Return the optimizer's state of each parameter; created where no step has been taken yet."""
+    parameters = list(member.model.parameters())
     for parameter in parameters:
-        state = optimizer.state[parameter]
+        state = member.optimizer.state[parameter]
         if not state:
             state["step"] = torch.zeros((), device=parameter.device)
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
-    states = [optimizer.state[parameter] for parameter in parameters]
-    exp_avg, exp_avg_sq = (_flatten([state[name] for state in states]) for name in ("exp_avg", "exp_avg_sq"))
-    return [state["step"] for state in states], exp_avg, exp_avg_sq
+    return [member.optimizer.state[parameter] for parameter in parameters]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
 
 import torch
+from torch import Tensor
 
 from invdyn.errors import DataError, TrainingDiverged
 from invdyn.models.base import InverseDynamics
@@ -22,11 +22,12 @@ from invdyn.training.batches import (
     load_rows,
 )
 from invdyn.training.checkpoint import (
-    SELECTION_METRIC,
     list_checkpoints,
     read_metrics,
     save_checkpoint,
 )
+from invdyn.training.compiled import has_compiler
+from invdyn.training.record import EVALUATIONS, Clock, Recorder, is_due, losses_text
 from invdyn.training.run_config import RunConfig
 from invdyn.training.tracking import Tracker
 from invdyn.training.trainer import Trainer
@@ -34,9 +35,9 @@ from invdyn.training.validation import Validation
 from invdyn.training.worker import Metrics, Worker, stopping_together
 from invdyn.transitions.store import TransitionStore
 
-EVALUATIONS = 20
-CONSOLE_INTERVAL_S = 2.0
 NOISE_STREAM = 1
+# Compiling takes 7 (an MLP) to 40 (a U-Net) seconds of CPU and saves about 1 ms a step: it must be sure to pay.
+COMPILE_PAYS_STEPS = 40_000
 
 
 def train_loop(config: RunConfig, worker: Worker) -> Metrics:
@@ -64,9 +65,9 @@ def train_loop(config: RunConfig, worker: Worker) -> Metrics:
     config = config.replace(resident=resident)
     with stopping_together(worker):
         batches = make_batches(model, store, config, worker)
-    trainer = Trainer(
-        model, config.training, batches.steps_per_epoch * config.training.num_epochs, worker, config.compile
-    )
+    total_steps = batches.steps_per_epoch * config.training.num_epochs
+    config = config.replace(compile=choose_compiled(config, worker, total_steps))
+    trainer = make_trainer(model, config, worker, total_steps)
     with stopping_together(worker):
         epoch = trainer.restore(config)
         tracker = Tracker(config, trainer.step, worker.echo) if worker.rank == 0 else None
@@ -74,7 +75,13 @@ def train_loop(config: RunConfig, worker: Worker) -> Metrics:
     try:
         if tracker:
             tracker.console(describe(config, store, model, batches, worker, trainer.step))
-        metrics = _run_epochs(config, worker, trainer, batches, validation, tracker, epoch)
+        clock = Clock(trainer.step, total_steps)
+        recorder = (
+            Recorder(config, worker, trainer, validation, tracker, clock)
+            if validation is not None and tracker is not None
+            else None
+        )
+        metrics = _run_epochs(config, worker, trainer, batches, recorder, epoch)
         if not metrics and epoch == config.training.num_epochs:  # the run had ended already
             metrics = read_metrics(list_checkpoints(config.run_dir)[-1])
         if tracker:
@@ -112,6 +119,21 @@ def choose_resident(model: InverseDynamics, store: TransitionStore, config: RunC
     return float(worker.mean(torch.tensor(float(fits), device=worker.device))) == 1.0
 
 
+def choose_compiled(config: RunConfig, worker: Worker, total_steps: int) -> bool:
+    """Return whether the step is compiled: of one worker's long run with a compiler, unless the config decides."""
+    if config.compile is not None:
+        return config.compile
+    if found := list_checkpoints(config.run_dir):  # a continued run keeps its kind of step: others round otherwise
+        return bool(RunConfig.load(found[-1]).compile)
+    return worker.world_size == 1 and total_steps >= COMPILE_PAYS_STEPS and has_compiler(worker.device)
+
+
+def make_trainer(model: InverseDynamics, config: RunConfig, worker: Worker, total_steps: int) -> Trainer:
+    """Return the trainer of a run whose `compile` is decided."""
+    precision = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    return Trainer(model, config.training, total_steps, worker, bool(config.compile), precision)
+
+
 def make_batches(model: InverseDynamics, store: TransitionStore, config: RunConfig, worker: Worker) -> Batches:
     """Return this worker's share of the train rows, resident or streamed as the config says."""
     share = Share(config.training.batch_size, worker.rank, worker.world_size)
@@ -135,70 +157,61 @@ def describe(
 
 
 def _run_epochs(
-    config: RunConfig,
-    worker: Worker,
-    trainer: Trainer,
-    batches: Batches,
-    validation: Validation | None,
-    tracker: Tracker | None,
-    first_epoch: int,
+    config: RunConfig, worker: Worker, trainer: Trainer, batches: Batches, recorder: Recorder | None, first_epoch: int
 ) -> Metrics:
     num_epochs = config.training.num_epochs
-    clock = _Clock(trainer.step, trainer.total_steps)
     metrics: Metrics = {}
     for epoch in range(first_epoch, num_epochs):
-        train_loss = _run_epoch(config, worker, trainer, batches, tracker, clock, epoch)
+        train_loss = _run_epoch(config, worker, trainer, batches, recorder, epoch)
         done = epoch + 1
-        save = _is_due(done, num_epochs, config.checkpoints)
-        if not save and not _is_due(done, num_epochs, EVALUATIONS):
+        save = is_due(done, num_epochs, config.checkpoints)
+        if not save and not is_due(done, num_epochs, EVALUATIONS):
             continue
         with stopping_together(worker):
-            if validation is not None and tracker is not None:
-                metrics = {
-                    "epoch": done,
-                    "train_loss": train_loss,
-                    **validation.evaluate(trainer.average),
-                    "learning_rate": trainer.optimizer.param_groups[0]["lr"],
-                    **clock.read(trainer.step),
-                }
-                tracker.log(metrics, trainer.step)
-                tracker.console(_epoch_line(metrics, num_epochs, trainer.step, clock))
-                if save:
-                    weights = trainer.average.state_dict()
-                    save_checkpoint(config.run_dir, config, trainer.step, weights, trainer.state(done), metrics)
-                worker.on_metrics({"step": trainer.step, **metrics})
+            if recorder is not None:
+                metrics = recorder.record(done, train_loss, save=save)
     return metrics
 
 
 def _run_epoch(
-    config: RunConfig,
-    worker: Worker,
-    trainer: Trainer,
-    batches: Batches,
-    tracker: Tracker | None,
-    clock: _Clock,
-    epoch: int,
+    config: RunConfig, worker: Worker, trainer: Trainer, batches: Batches, recorder: Recorder | None, epoch: int
 ) -> float:
     """Train one epoch and return its mean loss over steps and workers."""
     share = Share(config.training.batch_size, worker.rank, worker.world_size)
     generator = epoch_generator(config.training.seed, epoch, NOISE_STREAM, worker.device)
-    losses = []
+    losses: list[float] = []
+    queued: Tensor | None = None
     for rows in batches.epoch(epoch):
         drawn = trainer.model.draw_noise(len(rows[0]) * share.batch_size, generator, worker.device)
         loss = worker.mean(trainer.train_chunk(rows, tuple(share.of(noise) for noise in drawn)).mean())
-        losses.append(float(loss))
-        if not math.isfinite(losses[-1]):
-            raise TrainingDiverged(
-                f"training loss must stay finite: it is {losses[-1]} by step {trainer.step} (epoch {epoch + 1}); lower "
-                f"learning_rate ({config.training.learning_rate:g}) or set training.max_grad_norm; checkpoints in "
-                f"{config.run_dir} are from before"
-            )
-        if tracker and clock.console_is_due():
-            tracker.console(
+        # Reading a loss waits for the device: one chunk late, so that it has the next one to work on.
+        if queued is not None:
+            losses.append(_finite(float(queued), config, trainer.step, epoch))
+        queued = loss
+        if recorder and losses and recorder.clock.console_is_due():
+            recorder.tracker.console(
                 f"  epoch {epoch + 1}/{config.training.num_epochs}  step {trainer.step:,}/{trainer.total_steps:,}  "
-                f"train {losses[-1]:.4g}  {clock.rate(trainer.step):,.0f} steps/s  ETA {clock.eta(trainer.step)}"
+                f"train {losses[-1]:.4g}  {recorder.clock.rate(trainer.step):,.0f} steps/s  "
+                f"ETA {recorder.clock.eta(trainer.step)}"
             )
+    assert queued is not None, "an epoch has at least one batch"
+    losses.append(_finite(float(queued), config, trainer.step, epoch))
     return sum(losses) / len(losses)
+
+
+def _finite(loss: float, config: RunConfig, step: int, epoch: int) -> float:
+    if not math.isfinite(loss):
+        raise diverged(loss, config, step, epoch)
+    return loss
+
+
+def diverged(loss: float, config: RunConfig, step: int, epoch: int) -> TrainingDiverged:
+    """Return the error of a run whose loss is no longer finite."""
+    return TrainingDiverged(
+        f"training loss must stay finite: it is {loss} by step {step} (epoch {epoch + 1}); lower "
+        f"learning_rate ({config.training.learning_rate:g}) or set training.max_grad_norm; checkpoints in "
+        f"{config.run_dir} are from before"
+    )
 
 
 def _finish_untrained(
@@ -215,50 +228,9 @@ def _finish_untrained(
     metrics = {"epoch": 0, **validation.evaluate(model)}
     tracker = Tracker(config, echo=worker.echo)
     tracker.log(metrics, 0)
-    tracker.console(f"{config.model.name}: {how}  {_losses(metrics)}")
+    tracker.console(f"{config.model.name}: {how}  {losses_text(metrics)}")
     save_checkpoint(config.run_dir, config, 0, model.state_dict(), {"epoch": 0, "step": 0}, metrics)
     tracker.summarize(worker.on_trained(model.eval()))
     tracker.close()
     worker.on_metrics({"step": 0, **metrics})
     return metrics
-
-
-class _Clock:
-    """Rates and times of this process's part of a run."""
-
-    def __init__(self, first_step: int, total_steps: int):
-        self.first_step, self.total_steps = first_step, total_steps
-        self.started = self.shown = time.perf_counter()
-
-    def read(self, step: int) -> Metrics:
-        return {"steps_per_s": self.rate(step), "elapsed_s": time.perf_counter() - self.started}
-
-    def rate(self, step: int) -> float:
-        return (step - self.first_step) / max(time.perf_counter() - self.started, 1e-9)
-
-    def eta(self, step: int) -> str:
-        seconds = (self.total_steps - step) / max(self.rate(step), 1e-9)
-        return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-
-    def console_is_due(self) -> bool:
-        due = time.perf_counter() - self.shown > CONSOLE_INTERVAL_S
-        if due:
-            self.shown = time.perf_counter()
-        return due
-
-
-def _is_due(done: int, total: int, times: int) -> bool:
-    """Return whether something that happens `times` times over `total` epochs happens after epoch `done`."""
-    return done == total or (done * times) // total > ((done - 1) * times) // total
-
-
-def _epoch_line(metrics: Metrics, num_epochs: int, step: int, clock: _Clock) -> str:
-    return (
-        f"epoch {metrics['epoch']:.0f}/{num_epochs}  step {step:,}  {_losses(metrics)}  "
-        f"{metrics['steps_per_s']:,.0f} steps/s  ETA {clock.eta(step)}"
-    )
-
-
-def _losses(metrics: Metrics) -> str:
-    names = {"train_loss": "train", SELECTION_METRIC: "val", "val_nrmse": "val RMSE/std"}
-    return "  ".join(f"{label} {metrics[name]:.4g}" for name, label in names.items() if name in metrics)

@@ -65,7 +65,9 @@ class RunConfig(Config):
         run_dir: absolute path of the run's folder.
         device: auto, cpu, cuda or cuda:N.
         num_workers: processes that train together.
-        compile: compile forward and backward (needs a C++ compiler).
+        compile: take the steps as one compiled graph (needs a C++ compiler on a CPU); None for where a run is long
+            enough to pay for the compiling.
+        precision: of the products of the forward and backward pass; bfloat16 by autocast.
         cpu_threads: threads of a CPU worker; networks of these sizes are several times slower on more than one.
         resident: keep the training rows in memory; None to decide by the memory that is free.
         val_rows: validation rows used while training.
@@ -87,7 +89,8 @@ class RunConfig(Config):
     run_dir: str
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     num_workers: int = Field(default=1, ge=1)
-    compile: bool = False
+    compile: bool | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
     cpu_threads: int = Field(default=1, ge=1)
     resident: bool | None = None
     val_rows: int = Field(default=4096, ge=1)

@@ -48,6 +48,9 @@ class SweepConfig(Config):
         num_trials: networks to train, drawn at random from the space; None for all combinations.
         num_epochs: of each trial; the model config's when None.
         asha: early stopping; None trains every trial to its end.
+        population: networks of one shape that are trained at once, as one trial: those that differ in
+            training.learning_rate, seed, schedule, warmup_fraction, weight_decay or ema_decay alone. Early stopping
+            judges such a trial by its best network.
         cpus_per_trial: CPUs that a trial reserves, and its threads.
         gpus_per_trial: share of a GPU that a trial reserves where the cluster has GPUs.
         max_concurrent_trials: trials at a time; as many as fit when None.
@@ -63,6 +66,7 @@ class SweepConfig(Config):
     num_trials: PositiveInt | None = None
     num_epochs: PositiveInt | None = None
     asha: AshaConfig | None = AshaConfig()
+    population: PositiveInt = 1
     cpus_per_trial: PositiveInt = 1
     gpus_per_trial: float = Field(default=0.25, gt=0)
     max_concurrent_trials: PositiveInt | None = None

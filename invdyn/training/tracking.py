@@ -32,11 +32,12 @@ class Tracker:
         config: the run.
         resumed_step: step of the checkpoint that the run continues from; 0 for a new run.
         echo: print console lines too; where the trainer is another process, the command shows the log file instead.
+        one_of_many: other runs are tracked in this process at the same time.
     """
 
-    def __init__(self, config: RunConfig, resumed_step: int = 0, echo: bool = True):
+    def __init__(self, config: RunConfig, resumed_step: int = 0, echo: bool = True, *, one_of_many: bool = False):
         self.folder = Path(config.run_dir)
-        self.echo = echo
+        self.echo, self.one_of_many = echo, one_of_many
         self.columns: list[str] = []
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +121,7 @@ class Tracker:
                 dir=str(self.folder),
                 mode=mode,
                 config=config.to_values(),
-                reinit="finish_previous",
+                reinit="create_new" if self.one_of_many else "finish_previous",
                 # The config holds the versions that matter; listing every package takes longer than starting the run.
                 settings=wandb.Settings(
                     console="off", x_disable_stats=True, x_save_requirements=False, init_timeout=ONLINE_TIMEOUT_S

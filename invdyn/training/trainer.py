@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from invdyn.models.base import InverseDynamics, Noise
 from invdyn.models.recipe import TrainingRecipe
 from invdyn.training.batches import Rows
 from invdyn.training.checkpoint import list_checkpoints, load_trainer_state
-from invdyn.training.compiled import CompiledStep
+from invdyn.training.compiled import CompiledStep, Member, autocast
 from invdyn.training.run_config import RunConfig
 from invdyn.training.worker import Worker
 
@@ -27,10 +29,12 @@ def train_step(
     target: Float[Tensor, "batch target"],
     noise: Noise,
     max_grad_norm: float | None = None,
+    precision: torch.dtype = torch.float32,
 ) -> Float[Tensor, ""]:
     """Take one optimizer step and return its loss, still on the device."""
     optimizer.zero_grad(set_to_none=True)
-    loss: Tensor = module(context, target, *noise)
+    with autocast(context.device, precision):
+        loss: Tensor = module(context, target, *noise)
     loss.backward()
     if max_grad_norm is not None:
         nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm, foreach=True)
@@ -57,11 +61,18 @@ class Trainer:
         recipe: how to train it.
         total_steps: length of the schedule.
         worker: this process.
-        compiled: compile forward and backward.
+        compiled: take the steps of one worker as one graph; several compile the model.
+        precision: dtype of the products of the forward and backward pass.
     """
 
     def __init__(
-        self, model: InverseDynamics, recipe: TrainingRecipe, total_steps: int, worker: Worker, compiled: bool = False
+        self,
+        model: InverseDynamics,
+        recipe: TrainingRecipe,
+        total_steps: int,
+        worker: Worker,
+        compiled: bool = False,
+        precision: torch.dtype = torch.float32,
     ):
         self.model, self.recipe, self.total_steps, self.worker = model, recipe, total_steps, worker
         self.module = worker.wrap(torch.compile(model) if compiled else model)  # type: ignore[arg-type]
@@ -72,6 +83,7 @@ class Trainer:
         self.average = copy.deepcopy(model).requires_grad_(False) if recipe.ema_decay is not None else model
         self.average_parameters: list[Tensor] = list(self.average.parameters())
         self.compiled = compiled
+        self.precision = precision
         self.one_graph: CompiledStep | None = None
         self.step = 0
 
@@ -91,7 +103,15 @@ class Trainer:
         for context, target, *batch_noise in zip(*rows, *noise, strict=True):
             self.optimizer.param_groups[0]["lr"] = learning_rate_at(self.recipe, self.step, self.total_steps)
             losses.append(
-                train_step(self.module, self.optimizer, context, target, tuple(batch_noise), self.recipe.max_grad_norm)
+                train_step(
+                    self.module,
+                    self.optimizer,
+                    context,
+                    target,
+                    tuple(batch_noise),
+                    self.recipe.max_grad_norm,
+                    self.precision,
+                )
             )
             self._update_average()
             self.step += 1
@@ -99,19 +119,27 @@ class Trainer:
 
     def _train_chunk_compiled(self, rows: Rows, noise: Noise) -> Float[Tensor, "steps"]:
         if self.one_graph is None:  # not before `restore`: it takes over the memory of weights and optimizer
-            average = self.average_parameters if self.average is not self.model else []
-            self.one_graph = CompiledStep(self.model, self.optimizer, average, self.recipe.max_grad_norm)
-        steps = range(self.step, self.step + len(rows[0]))
+            self.one_graph = CompiledStep([self.member()], self.recipe.max_grad_norm, self.precision)
+        rates, decays = self.schedule(len(rows[0]))
+        losses = self.one_graph(self.one_graph.coefficients([rates], [decays]), (*rows, *noise))
+        self.advance(rates)
+        return losses
+
+    def member(self) -> Member:
+        """Return what a compiled step trains of this."""
+        average = self.average_parameters if self.average is not self.model else []
+        return Member(self.model, self.optimizer, average)
+
+    def schedule(self, num_steps: int) -> tuple[list[float], list[float]]:
+        """Return the learning rates and the decays of the moving average of the next steps."""
+        steps = range(self.step, self.step + num_steps)
         rates = [learning_rate_at(self.recipe, step, self.total_steps) for step in steps]
-        coefficients = self.one_graph.coefficients(rates, [self._decay_at(step) for step in steps])
-        losses = [
-            self.one_graph(now, context, target, tuple(batch_noise))
-            for now, context, target, *batch_noise in zip(coefficients, *rows, *noise, strict=True)
-        ]
+        return rates, [self._decay_at(step) for step in steps]
+
+    def advance(self, rates: Sequence[float]) -> None:
+        """Count steps that a compiled step has taken at these learning rates."""
         self.optimizer.param_groups[0]["lr"] = rates[-1]
-        self.one_graph.advance(len(losses))
-        self.step += len(losses)
-        return torch.stack(losses)
+        self.step += len(rates)
 
     def state(self, epoch: int) -> dict[str, Any]:
         """Return what `restore` needs: tensors and plain values."""
@@ -130,9 +158,15 @@ class Trainer:
             DataError: when the checkpoint cannot be read, or belongs to another model.
         """
         found = list_checkpoints(config.run_dir)
-        if not found:
-            return 0
-        state = load_trainer_state(found[-1], self.worker.device)
+        return self.load(found[-1]) if found else 0
+
+    def load(self, folder: Path) -> int:
+        """Continue from a checkpoint, and return the epoch to start with.
+
+        Raises:
+            DataError: when the checkpoint cannot be read, or belongs to another model.
+        """
+        state = load_trainer_state(folder, self.worker.device)
         try:
             self.model.load_state_dict(state["weights"])
             self.average.load_state_dict(state["average"])
@@ -140,7 +174,7 @@ class Trainer:
             self.step, epoch = int(state["step"]), int(state["epoch"])
         except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise DataError(f"trainer state does not fit the run: {found[-1]}: {reason}; start a new run") from None
+            raise DataError(f"trainer state does not fit the run: {folder}: {reason}; start a new run") from None
         return epoch
 
     def _update_average(self) -> None:

@@ -1,4 +1,4 @@
-"""Ray Tune: one trial per network, each the plain train loop inside the trial's own process."""
+"""Ray Tune: one trial per network, or per population of them, each in the trial's own process; and their results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,42 +14,29 @@ from typing import Any
 import torch
 import yaml
 
-from invdyn.errors import ConfigError, DataError, InvdynError
-from invdyn.evaluation.quality import StepQuality, quality_by_steps
-from invdyn.models.base import InverseDynamics
+from invdyn.errors import ConfigError, DataError
+from invdyn.evaluation.quality import StepQuality
 from invdyn.training.checkpoint import list_checkpoints
 from invdyn.training.distributed import cluster_resources
-from invdyn.training.loop import train_loop
 from invdyn.training.run_config import CONFIG_FILE, RunConfig, resolve_device
 from invdyn.training.sweep_config import SWEEP_FILE, SweepConfig
-from invdyn.training.tracking import METRICS_CSV
-from invdyn.training.worker import Metrics, Worker
-from invdyn.transitions.store import TransitionStore
+from invdyn.training.trials import (
+    ERROR_FILE,
+    METRIC,
+    QUALITY_FILE,
+    STOPPED_FILE,
+    Trial,
+    group_trials,
+    reported_metrics,
+    run_or_note,
+)
 
 RESULTS_CSV = "results.csv"
 BEST = "best"
 TRIALS = "trials"
 TUNE = "tune"
-QUALITY_FILE = "quality.json"
-STOPPED_FILE = "stopped_early"
-ERROR_FILE = "error.txt"
-QUALITY_ROWS = 2048
 MAX_FAILURES = 2
-METRIC = "val_nrmse"
 FINISHED, STOPPED, FAILED = "finished", "stopped early", "failed"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One network of a sweep.
-
-    Attributes:
-        settings: key path to value, what sets it apart.
-        run: the run that trains it.
-    """
-
-    settings: dict[str, Any]
-    run: RunConfig
 
 
 @dataclass(frozen=True)
@@ -114,10 +100,11 @@ def run_sweep(
         DataError: when no trial has finished.
     """
     check_devices((trial.run.device for trial in trials), local=local)
+    groups = group_trials(trials, sweep.population)
     if local:
-        _run_local(sweep, trials, on_trial)
+        _run_local(sweep, groups, on_trial)
     else:
-        _run_on_ray(sweep, trials, folder, max_concurrent or sweep.max_concurrent_trials, on_trial)
+        _run_on_ray(sweep, groups, folder, max_concurrent or sweep.max_concurrent_trials, on_trial)
     rows = collect_rows(trials)
     write_results(folder / RESULTS_CSV, rows)
     finished = [row for row in rows if row.status == FINISHED]
@@ -142,48 +129,6 @@ def check_devices(devices: Iterable[str], *, local: bool) -> None:
         return
 
     _wants_gpu(set(devices), int(cluster_resources().get("GPU", 0)))
-
-
-def run_trial(trial: Trial, step_counts: tuple[int, ...] | None, on_metrics: Callable[[Metrics], None]) -> Metrics:
-    """Train one network in this process and evaluate it at every step count.
-
-    What an earlier, killed run of the trial reported is reported again first: early stopping then judges a resumed
-    sweep as it would have judged an uninterrupted one.
-    """
-    run = trial.run
-    folder = Path(run.run_dir)
-    reported = _reported_metrics(folder)
-    if _has_ended(folder):
-        for metrics in reported:
-            on_metrics(metrics)
-        return reported[-1]
-
-    def pass_on(metrics: Metrics) -> None:
-        # The scheduler may end a trial at any report: the last one waits until the network has been evaluated.
-        if metrics["epoch"] < run.training.num_epochs:
-            on_metrics(metrics)
-
-    for metrics in reported:
-        pass_on(metrics)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / ERROR_FILE).unlink(missing_ok=True)
-    (folder / CONFIG_FILE).write_text(run.to_yaml(), encoding="utf-8")
-    started = time.perf_counter()
-
-    def finish(model: InverseDynamics) -> Metrics:
-        train_s = time.perf_counter() - started
-        counts = step_counts or (getattr(model, "num_inference_steps", 1),)
-        quality = quality_by_steps(
-            model, TransitionStore(run.dataset_path), counts, max_rows=min(run.val_rows, QUALITY_ROWS)
-        )
-        parameters = sum(p.numel() for p in model.parameters())
-        facts = {"train_s": train_s, "parameters": parameters, "quality": [asdict(q) for q in quality]}
-        _replace_text(folder / QUALITY_FILE, json.dumps(facts, indent=1))
-        return {f"{METRIC}_at_{q.num_inference_steps}_steps": q.nrmse for q in quality}
-
-    metrics = train_loop(run, Worker(resolve_device(run.device), on_metrics=pass_on, on_trained=finish, echo=False))
-    on_metrics(metrics)
-    return metrics
 
 
 def collect_rows(trials: list[Trial]) -> list[SweepRow]:
@@ -236,16 +181,17 @@ def save_sweep(folder: Path, sweep: SweepConfig) -> None:
         raise ConfigError(f"sweep folder cannot be written: {folder}: {error}") from None
 
 
-def _run_local(sweep: SweepConfig, trials: list[Trial], on_trial: Callable[[], None]) -> None:
-    for trial in trials:
-        if not (Path(trial.run.run_dir) / QUALITY_FILE).exists():
-            _run_or_note(trial, sweep, lambda metrics: None)
-        on_trial()
+def _run_local(sweep: SweepConfig, groups: list[list[Trial]], on_trial: Callable[[], None]) -> None:
+    for group in groups:
+        if not all((Path(trial.run.run_dir) / QUALITY_FILE).exists() for trial in group):
+            run_or_note(group, sweep.step_counts, lambda metrics: None)
+        for _ in group:
+            on_trial()
 
 
 def _run_on_ray(
     sweep: SweepConfig,
-    trials: list[Trial],
+    groups: list[list[Trial]],
     folder: Path,
     max_concurrent: int | None,
     on_trial: Callable[[], None],
@@ -255,6 +201,7 @@ def _run_on_ray(
 
     # Tune's own handler would end `fit` as if the sweep were complete.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    trials = [trial for group in groups for trial in group]
     resources = {"cpu": float(sweep.cpus_per_trial)}
     if _wants_gpu({trial.run.device for trial in trials}, int(cluster_resources().get("GPU", 0))):
         resources["gpu"] = sweep.gpus_per_trial
@@ -262,7 +209,7 @@ def _run_on_ray(
     def trainable(chosen: dict[str, int]) -> None:
         # Indices, not configs, go through Tune: its own files stay readable and free of our classes.
         torch.set_num_threads(sweep.cpus_per_trial)
-        _run_or_note(trials[chosen["trial"]], sweep, tune.report)
+        run_or_note(groups[chosen["group"]], sweep.step_counts, tune.report)
 
     num_epochs = max(trial.run.training.num_epochs for trial in trials)
     scheduler = None
@@ -278,7 +225,7 @@ def _run_on_ray(
     shutil.rmtree(folder / TUNE, ignore_errors=True)
     tune.Tuner(
         with_resources,
-        param_space={"trial": tune.grid_search(list(range(len(trials))))},
+        param_space={"group": tune.grid_search(list(range(len(groups))))},
         tune_config=tune.TuneConfig(
             metric=METRIC,
             mode="min",
@@ -291,36 +238,30 @@ def _run_on_ray(
             name=TUNE,
             storage_path=str(folder),
             verbose=0,
-            callbacks=[_callback(trials, on_trial)],
+            callbacks=[_callback(groups, on_trial)],
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
         ),
     ).fit()
 
 
-def _callback(trials: list[Trial], on_trial: Callable[[], None]) -> Any:
+def _callback(groups: list[list[Trial]], on_trial: Callable[[], None]) -> Any:
     from ray import tune
 
     class Report(tune.Callback):  # type: ignore[misc]
         """Note which trials were stopped early, and tell the command when one has ended."""
 
         def on_trial_complete(self, *_: Any, trial: Any, **__: Any) -> None:
-            folder = Path(trials[trial.config["trial"]].run.run_dir)
-            if not any((folder / name).exists() for name in (QUALITY_FILE, ERROR_FILE)):
-                (folder / STOPPED_FILE).touch()
-            on_trial()
+            for each in groups[trial.config["group"]]:
+                folder = Path(each.run.run_dir)
+                if not any((folder / name).exists() for name in (QUALITY_FILE, ERROR_FILE)):
+                    (folder / STOPPED_FILE).touch()
+                on_trial()
 
-        def on_trial_error(self, *_: Any, **__: Any) -> None:
-            on_trial()
+        def on_trial_error(self, *_: Any, trial: Any, **__: Any) -> None:
+            for _each in groups[trial.config["group"]]:
+                on_trial()
 
     return Report()
-
-
-def _run_or_note(trial: Trial, sweep: SweepConfig, on_metrics: Callable[[Metrics], None]) -> None:
-    """Run a trial; what the user can mend (a diverged loss, say) ends this trial, is noted, and costs no retries."""
-    try:
-        run_trial(trial, sweep.step_counts, on_metrics)
-    except InvdynError as error:
-        _replace_text(Path(trial.run.run_dir) / ERROR_FILE, str(error))
 
 
 def _first_error(trials: list[Trial]) -> str:
@@ -339,7 +280,7 @@ def _wants_gpu(devices: set[str], gpus: int) -> bool:
 
 def _rows_of(trial: Trial) -> list[SweepRow]:
     folder = Path(trial.run.run_dir)
-    reported = _reported_metrics(folder)
+    reported = reported_metrics(folder)
     last = reported[-1] if reported else {}
     common: dict[str, Any] = {
         "trial": folder.name,
@@ -374,29 +315,3 @@ def _rows_of(trial: Trial) -> list[SweepRow]:
             **common,
         )
     ]
-
-
-def _reported_metrics(folder: Path) -> list[Metrics]:
-    """Return the rows of metrics that a trial has reported and will not report again."""
-    path = folder / METRICS_CSV
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        # A kill may have cut the last line.
-        lines = [row for row in csv.DictReader(file) if None not in row.values()]
-    rows = [{name: float(value) for name, value in row.items() if value} for row in lines]
-    if _has_ended(folder):
-        return rows
-    found = list_checkpoints(folder)
-    step = int(found[-1].name.rpartition("-")[2]) if found else 0
-    return [row for row in rows if row["step"] <= step]
-
-
-def _has_ended(folder: Path) -> bool:
-    return (folder / QUALITY_FILE).exists() or (folder / STOPPED_FILE).exists()
-
-
-def _replace_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

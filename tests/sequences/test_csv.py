@@ -79,6 +79,18 @@ def test_missing_partner_is_named(tmp_path: Path) -> None:
         open_sequences(str(tmp_path)).inspect()
 
 
+def test_files_without_a_partner_can_be_skipped(tmp_path: Path) -> None:
+    write_csv(tmp_path, make_episodes([3, 4, 5, 6]))
+    (tmp_path / "action_1.csv").unlink()
+    (tmp_path / "state_2.csv").unlink()
+    reader = open_sequences(str(tmp_path), options={"on_error": "skip"})
+    plan = reader.inspect()
+    assert plan.num_actions.tolist() == [3, 6]
+    assert sorted(Path(path).name for path in plan.skipped) == ["action_2.csv", "state_1.csv"]
+    assert all("must have an action file" in reason for reason in plan.skipped.values())
+    assert len(reader.read(plan.by_file()[1]).action) == 6
+
+
 def test_two_files_of_a_kind(tmp_path: Path) -> None:
     write_csv(tmp_path, make_episodes([4]))
     (tmp_path / "states_0.csv").write_text("1,2\n")

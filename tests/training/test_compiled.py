@@ -30,7 +30,7 @@ PLAIN = {"ema_decay": None, "schedule": "constant", "warmup_fraction": 0.0}
 EVERYTHING = {"ema_decay": 0.99, "weight_decay": 0.1, "max_grad_norm": 0.5}
 
 
-def has_compiler() -> bool:
+def compiler_is_there() -> bool:
     try:
         require_compiler(CPU_DEVICE)
     except ConfigError:
@@ -38,7 +38,7 @@ def has_compiler() -> bool:
     return True
 
 
-compiles = pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler")
+compiles = pytest.mark.skipif(not compiler_is_there(), reason="needs a C++ compiler")
 
 
 @pytest.fixture(autouse=True)
@@ -170,20 +170,19 @@ def test_coefficients_are_the_bias_corrections_of_adamw() -> None:
     weight = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
     optimizer = torch.optim.AdamW([weight], lr=rate, betas=(beta_1, beta_2), eps=0.0, weight_decay=0.0)
     step = object.__new__(CompiledStep)
-    step.group, step.flat = optimizer.param_groups[0], torch.zeros(1)
-    step.steps = [torch.tensor(0.0)]
-    coefficients = step.coefficients([rate] * 5, [0.5] * 5).double()
-    step.advance(5)
-    torch.testing.assert_close(step.coefficients([rate], [0.5])[0, 1].item(), 1 - beta_1**6)
+    step.groups, step.flat, step.num_members, step.done = [optimizer.param_groups[0]], torch.zeros(1), 1, [0]
+    coefficients = step.coefficients([[rate] * 5], [[0.5] * 5]).double()
+    step.done = [5]
+    torch.testing.assert_close(step.coefficients([[rate]], [[0.5]])[0, 0].item(), rate / (1 - beta_1**6))
     first, second = 0.0, 0.0
-    for learning_rate, correction_1, sqrt_correction_2, decay in coefficients:
+    for step_size, sqrt_correction_2, kept, decay in coefficients:
         before = weight.item()
         weight.grad = torch.full_like(weight, gradient)
         optimizer.step()
         first, second = beta_1 * first + (1 - beta_1) * gradient, beta_2 * second + (1 - beta_2) * gradient**2
-        moved = learning_rate / correction_1 * first / (second**0.5 / sqrt_correction_2)
+        moved = step_size * first / (second**0.5 / sqrt_correction_2)
         assert before - weight.item() == pytest.approx(moved.item(), rel=1e-5)
-        assert decay == 0.5
+        assert (kept, decay) == (1.0, 0.5)
 
 
 @compiles

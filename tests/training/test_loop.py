@@ -191,6 +191,36 @@ def test_workers_stream_when_the_rows_do_not_fit_on_one_of_them(
     assert not loop.choose_resident(model, store, config, other_does_not)
 
 
+def test_the_step_of_a_long_run_is_compiled(
+    store: TransitionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A continued run keeps the kind of step it started with, whatever is there now."""
+    config = run_config(store, tmp_path / "run", num_epochs=2, checkpoints=2)
+    long = loop.COMPILE_PAYS_STEPS
+    monkeypatch.setattr(loop, "has_compiler", lambda device: True)
+    assert loop.choose_compiled(config, CPU, long)
+    assert not loop.choose_compiled(config, CPU, long - 1)
+    assert not loop.choose_compiled(config, replace(CPU, world_size=2), long)
+    assert not loop.choose_compiled(config.replace(compile=False), CPU, long)
+    assert loop.choose_compiled(config.replace(compile=True), CPU, 1)
+    with pytest.raises(Stopped):
+        train_loop(config, stop_at(2))
+    assert not loop.choose_compiled(config, CPU, long)
+    monkeypatch.setattr(loop, "has_compiler", lambda device: False)
+    assert not loop.choose_compiled(config.replace(run_dir=str(tmp_path / "new")), CPU, long)
+
+
+def test_bfloat16_is_close_to_float32_and_not_the_same(store: TransitionStore, tmp_path: Path) -> None:
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        config = run_config(store, tmp_path / precision, num_epochs=2, precision=precision)
+        losses.append(train_loop(config, CPU)["train_loss"])
+        state = load_checkpoint(config.run_dir).model.state_dict()
+        assert {value.dtype for value in state.values()} == {torch.float32}
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
 def test_same_seed_same_run_and_another_seed_another_one(store: TransitionStore, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train_loop(run_config(store, tmp_path / name, num_epochs=1, seed=seed), CPU)
@@ -260,4 +290,4 @@ def test_config_of_the_checkpoint_is_the_run(store: TransitionStore, tmp_path: P
     config = run_config(store, tmp_path / "run", num_epochs=1)
     train_loop(config, CPU)
     saved = RunConfig.load(list_checkpoints(config.run_dir)[-1])
-    assert saved == config.replace(resident=True)
+    assert saved == config.replace(resident=True, compile=False)

@@ -13,10 +13,10 @@ import torch
 
 from invdyn.errors import ConfigError, DataError
 from invdyn.models.registry import parse_model_config
-from invdyn.training import tuning
 from invdyn.training.checkpoint import list_checkpoints, load_checkpoint, load_model
 from invdyn.training.sweep_config import SweepConfig, model_of_trial, trial_name
-from invdyn.training.tuning import SweepRow, Trial, check_devices, collect_rows, run_sweep, run_trial
+from invdyn.training.trials import QUALITY_ROWS, Trial, run_trial
+from invdyn.training.tuning import SweepRow, check_devices, collect_rows, run_sweep
 from invdyn.training.worker import Metrics
 from invdyn.transitions.store import TransitionStore
 from tests.training.runs import FLOW, LINEAR, RECIPE, TIMES, run_config
@@ -127,7 +127,7 @@ def test_best_is_the_best_row(swept: tuple[Path, list[SweepRow]], store: Transit
     assert best.config.model.to_values()["num_inference_steps"] == rows[0].num_inference_steps
     assert best.config.model.to_values()["down_dims"] == rows[0].settings["down_dims"]
     assert best.config.run_dir == rows[0].run_dir
-    index = np.linspace(0, store.num_rows("val") - 1, min(store.num_rows("val"), tuning.QUALITY_ROWS)).astype(int)
+    index = np.linspace(0, store.num_rows("val") - 1, min(store.num_rows("val"), QUALITY_ROWS)).astype(int)
     val = {name: torch.from_numpy(values[index]) for name, values in store.load("val").items()}
     drawn = best.model.sample(val["state"], val["next_state"], 8, generator=torch.Generator().manual_seed(0))[0]
     error = (drawn.double() - val["action"].double()).square().mean().sqrt() / store.moments.std[-1]
