@@ -19,20 +19,36 @@ RESULTS = Path(__file__).resolve().parent.parent.parent / "runs" / "benchmarks"
 Row = Mapping[str, Any]
 
 
-def interleave(variants: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+def interleave(
+    variants: Mapping[str, Callable[[], object]],
+    rounds: int = ROUNDS,
+    seconds: Callable[[Callable[[], object]], float] | None = None,
+) -> dict[str, list[float]]:
     """Run every variant once per round, after one round to warm up.
 
+    Args:
+        variants: what to run, by name.
+        rounds: timed rounds.
+        seconds: runs a variant and returns its time; CPU seconds (user and system, children included) when None.
+
     Returns:
-        CPU seconds (user and system, children included) of each round, by variant.
+        Seconds of each round, by variant.
     """
+    seconds = seconds or cpu_seconds_of
     times: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name, run in variants.items():
-            started = cpu_seconds()
-            run()
+            spent = seconds(run)
             if number:
-                times[name].append(cpu_seconds() - started)
+                times[name].append(spent)
     return times
+
+
+def cpu_seconds_of(run: Callable[[], object]) -> float:
+    """Return the CPU seconds of a call."""
+    started = cpu_seconds()
+    run()
+    return cpu_seconds() - started
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:

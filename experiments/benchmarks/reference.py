@@ -88,8 +88,9 @@ class ReferenceNetwork(nn.Module):
 class ReferenceLoop:
     """The network with its loader and optimizer."""
 
-    def __init__(self, state: Tensor, action: Tensor, next_state: Tensor):
-        self.network = ReferenceNetwork(action.shape[1], 2 * state.shape[1])
+    def __init__(self, state: Tensor, action: Tensor, next_state: Tensor, device: torch.device | str = "cpu"):
+        self.device = torch.device(device)
+        self.network = ReferenceNetwork(action.shape[1], 2 * state.shape[1]).to(self.device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=LEARNING_RATE)
         self.loader = DataLoader(TensorDataset(state, action, next_state), batch_size=BATCH_SIZE, shuffle=True)
         self.batches = iter(self.loader)
@@ -99,7 +100,7 @@ class ReferenceLoop:
         for _ in range(num_steps):
             state, action, next_state = self._next_batch()
             x_0 = torch.randn_like(action)
-            t = torch.rand(len(action), 1)
+            t = torch.rand(len(action), 1, device=self.device)
             velocity = self.network((1 - t) * x_0 + t * action, t, torch.cat([state, next_state], dim=1))
             loss = nn.functional.mse_loss(velocity, action - x_0)
             self.optimizer.zero_grad()
@@ -111,9 +112,9 @@ class ReferenceLoop:
     def sample(self, state: Tensor, next_state: Tensor, num_steps: int = NUM_STEPS) -> Tensor:
         """Predict actions (batch, action_dim) by Euler steps from t = 0 to 1."""
         condition = torch.cat([state, next_state], dim=1)
-        x = torch.randn(len(state), self.network.enter[0].in_features)
+        x = torch.randn(len(state), self.network.enter[0].in_features, device=self.device)
         for i in range(num_steps):
-            x = x + self.network(x, torch.full((len(x), 1), i / num_steps), condition) / num_steps
+            x = x + self.network(x, torch.full((len(x), 1), i / num_steps, device=self.device), condition) / num_steps
         return x
 
     def _next_batch(self) -> list[Tensor]:
@@ -121,4 +122,4 @@ class ReferenceLoop:
         if batch is None:
             self.batches = iter(self.loader)
             batch = next(self.batches)
-        return batch
+        return [tensor.to(self.device) for tensor in batch]

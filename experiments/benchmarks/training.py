@@ -1,49 +1,164 @@
-"""Training samples/s at batch 64: the same network in our loop, and our default model, against the reference loop."""
+"""Training samples/s at batch 64 against the reference loop: the same network, our default model, and populations."""
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from measure import add_arguments, interleave, ratio, report
 from problem import ROOT, pendulum, tensors
 from reference import BATCH_SIZE, ReferenceLoop
 
+from invdyn.models.base import InverseDynamics
 from invdyn.models.registry import build_model, load_model_config
-from invdyn.training.batches import STEPS_PER_CHUNK, ResidentBatches, Share, load_rows
+from invdyn.training.batches import (
+    STEPS_PER_CHUNK,
+    PopulationBatches,
+    ResidentBatches,
+    Rows,
+    Share,
+    epoch_generator,
+    load_rows,
+)
+from invdyn.training.population import PopulationTrainer
 from invdyn.training.trainer import Trainer
 from invdyn.training.worker import Worker
 from invdyn.transitions.store import TransitionStore
 
 CHUNKS_PER_ROUND = 6
-STEPS_PER_ROUND = STEPS_PER_CHUNK * CHUNKS_PER_ROUND
+POPULATIONS = (8, 32)
+CONFIGS = {"same network": "reference_flow.yaml", "default model": "pendulum_flow.yaml"}
 
 
-def ours(store: TransitionStore, config_name: str, compiled: bool) -> tuple[Callable[[], object], int]:
-    """Return a function that trains one round of a model config at batch 64, and the model's parameters."""
-    config = load_model_config(ROOT / "configs" / "inverse_dynamics" / config_name)
-    worker = Worker(torch.device("cpu"))
+@dataclass(frozen=True)
+class Variant:
+    """One way to train.
+
+    Attributes:
+        run: trains one round.
+        samples: rows of a round, over all models.
+        parameters: of one model.
+    """
+
+    run: Callable[[], object]
+    samples: int
+    parameters: int
+
+
+def reference_variant(store: TransitionStore, device: torch.device, chunks: int = CHUNKS_PER_ROUND) -> Variant:
+    """Return the reference loop."""
     torch.manual_seed(0)
+    loop = ReferenceLoop(*tensors(store, "train"), device)
+    steps = chunks * STEPS_PER_CHUNK
+    return Variant(lambda: loop.train(steps), steps * BATCH_SIZE, _count(loop.network))
+
+
+def solo_variant(
+    store: TransitionStore,
+    config_name: str,
+    device: torch.device,
+    *,
+    compiled: bool,
+    precision: torch.dtype = torch.float32,
+    chunks: int = CHUNKS_PER_ROUND,
+) -> Variant:
+    """Return the training of one model of a config at batch 64."""
+    trainer = _trainer(store, config_name, device, 0, compiled, precision)
+    rows = load_rows(trainer.model, store, "train", device)
+    stream = _whole_chunks(ResidentBatches(rows, Share(BATCH_SIZE), seed=0).epoch)
+    generator = epoch_generator(0, 0, device=device)
+
+    def run() -> None:
+        for _ in range(chunks):
+            noise = trainer.model.draw_noise(STEPS_PER_CHUNK * BATCH_SIZE, generator, device)
+            trainer.train_chunk(next(stream), tuple(n.unflatten(0, (STEPS_PER_CHUNK, BATCH_SIZE)) for n in noise))
+
+    return Variant(run, chunks * STEPS_PER_CHUNK * BATCH_SIZE, _count(trainer.model))
+
+
+def population_variant(
+    store: TransitionStore,
+    config_name: str,
+    device: torch.device,
+    size: int,
+    *,
+    compiled: bool = True,
+    precision: torch.dtype = torch.float32,
+    chunks: int = 1,
+) -> Variant:
+    """Return the training of `size` models of a config at once, each with seed, order and noise of its own."""
+    trainers = [_trainer(store, config_name, device, seed, False, precision) for seed in range(size)]
+    population = PopulationTrainer(trainers, compiled)
+    rows = load_rows(trainers[0].model, store, "train", device)
+    stream = _whole_chunks(PopulationBatches(rows, BATCH_SIZE, range(size)).epoch)
+    generators = [epoch_generator(seed, 0, device=device) for seed in range(size)]
+
+    def run() -> None:
+        for _ in range(chunks):
+            noise = population.draw_noise(generators, STEPS_PER_CHUNK, BATCH_SIZE)
+            population.train_chunk(next(stream), noise)
+
+    return Variant(run, chunks * STEPS_PER_CHUNK * BATCH_SIZE * size, _count(trainers[0].model))
+
+
+def _trainer(
+    store: TransitionStore, config_name: str, device: torch.device, seed: int, compiled: bool, precision: torch.dtype
+) -> Trainer:
+    config = load_model_config(ROOT / "configs" / "inverse_dynamics" / config_name)
+    torch.manual_seed(seed)
     model = build_model(config, store.state_dim, store.action_dim)
     model.fit_normalization(store.moments)
-    batches = ResidentBatches(load_rows(model, store, "train", worker.device), Share(BATCH_SIZE), seed=0)
-    trainer = Trainer(model, config.training, 10**6, worker, compiled)
-    chunks = iter(())
+    return Trainer(model.to(device), config.training, 10**6, Worker(device), compiled, precision)
 
-    def train_round() -> None:
-        nonlocal chunks
-        for _ in range(CHUNKS_PER_ROUND):
-            rows = next(chunks, None)
-            if rows is None or len(rows[0]) < STEPS_PER_CHUNK:
-                chunks = batches.epoch(trainer.step)
-                rows = next(chunks)
-                assert len(rows[0]) == STEPS_PER_CHUNK, "a shorter epoch would be counted as a whole round"
-            noise = model.draw_noise(rows[0].shape[0] * BATCH_SIZE)
-            trainer.train_chunk(rows, tuple(n.unflatten(0, rows[0].shape[:2]) for n in noise))
 
-    return train_round, sum(p.numel() for p in model.parameters())
+def _whole_chunks(epoch: Callable[[int], Iterator[Rows]]) -> Iterator[Rows]:
+    """Yield the chunks of one epoch after another that have all their steps."""
+    number = 0
+    while True:
+        whole = False
+        for rows in epoch(number):
+            if len(rows[0]) == STEPS_PER_CHUNK:
+                whole = True
+                yield rows
+        assert whole, "a shorter epoch would be counted as a whole round"
+        number += 1
+
+
+def _count(model: torch.nn.Module | InverseDynamics) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def variants(
+    store: TransitionStore, device: torch.device, populations: tuple[int, ...], *, compiled: bool
+) -> dict[str, Variant]:
+    """Return the reference loop and ours, eager and (where there is a compiler) compiled."""
+    found = {"reference loop": reference_variant(store, device)}
+    for name, config in CONFIGS.items():
+        found[f"{name}, eager"] = solo_variant(store, config, device, compiled=False)
+        if compiled:
+            found[f"{name}, compiled"] = solo_variant(store, config, device, compiled=True)
+    if compiled:
+        for name, config in CONFIGS.items():
+            for size in populations:
+                found[f"{name}, population of {size}"] = population_variant(store, config, device, size)
+    return found
+
+
+def table(found: dict[str, Variant], times: dict[str, list[float]], unit: str) -> list[dict[str, object]]:
+    """Return a row per variant: samples/s by its median round, and the median of its ratios to the reference."""
+    reference = found["reference loop"]
+    return [
+        {
+            "loop": name,
+            "parameters": variant.parameters,
+            unit: variant.samples / sorted(times[name])[len(times[name]) // 2],
+            "x reference": variant.samples / reference.samples * ratio(times["reference loop"], times[name]),
+        }
+        for name, variant in found.items()
+    ]
 
 
 def main() -> None:
@@ -56,30 +171,10 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="invdyn-bench-") as folder:
         store = pendulum(folder, args.episodes)
-        torch.manual_seed(0)
-        reference = ReferenceLoop(*tensors(store, "train"))
-        parameters = {"reference loop": sum(p.numel() for p in reference.network.parameters())}
-        variants: dict[str, Callable[[], object]] = {"reference loop": lambda: reference.train(STEPS_PER_ROUND)}
-        for name, config, compiled in (
-            ("same network, eager", "reference_flow.yaml", False),
-            ("same network, compiled", "reference_flow.yaml", True),
-            ("default model, eager", "pendulum_flow.yaml", False),
-            ("default model, compiled", "pendulum_flow.yaml", True),
-        ):
-            if not (compiled and args.no_compile):
-                variants[name], parameters[name] = ours(store, config, compiled)
-        times = interleave(variants, args.rounds)
-    rows = [
-        {
-            "loop": name,
-            "parameters": parameters[name],
-            "samples/s of CPU": STEPS_PER_ROUND * BATCH_SIZE / sorted(seconds)[len(seconds) // 2],
-            "x reference": ratio(times["reference loop"], seconds),
-        }
-        for name, seconds in times.items()
-    ]
+        found = variants(store, torch.device("cpu"), POPULATIONS, compiled=not args.no_compile)
+        times = interleave({name: variant.run for name, variant in found.items()}, args.rounds)
     title = f"training at batch {BATCH_SIZE}, one thread, median of {args.rounds} interleaved rounds"
-    report("training", title, rows, args.output)
+    report("training", title, table(found, times, "samples/s of CPU"), args.output)
 
 
 if __name__ == "__main__":

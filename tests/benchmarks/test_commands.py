@@ -11,9 +11,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jaxtyping
 import pytest
+import torch
 
+from invdyn.transitions.store import TransitionStore
 from tests.benchmarks.conftest import Load
+
+
+@pytest.fixture
+def pendulum(load: Load, tmp_path: Path) -> TransitionStore:
+    """A recording of one whole chunk of batches, and more."""
+    store: TransitionStore = load("problem").pendulum(str(tmp_path), 400)
+    return store
 
 
 @pytest.fixture
@@ -38,6 +48,38 @@ def test_training(run: Any) -> None:
     assert rows["reference loop"]["x reference"] == 1
     assert rows["reference loop"]["parameters"] == rows["same network, eager"]["parameters"] == 43_609
     assert all(row["samples/s of CPU"] > 0 for row in rows.values())
+
+
+def test_a_population_counts_the_rows_of_all_its_models(load: Load, pendulum: TransitionStore) -> None:
+    training = load("training")
+    device = torch.device("cpu")
+    alone, both = (
+        training.population_variant(pendulum, "pendulum_flow.yaml", device, size, compiled=False) for size in (2, 4)
+    )
+    assert both.samples == 2 * alone.samples == 4 * 64 * 64
+    assert both.parameters == alone.parameters
+    jaxtyping.config.update("jaxtyping_disable", True)  # the shape checks know no batched tensors
+    alone.run()
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_sampling(run: Any) -> None:
+    rows = run("sampling", "--no_compile")
+    names = ("reference, 100 steps", "sample(), 1 step(s)", "sample(), 2 step(s)")
+    assert list(rows) == [f"{name}, batch {batch}" for batch in ("1", "1,000") for name in names]
+    assert rows["reference, 100 steps, batch 1"]["x reference, 100 steps"] == 1
+    assert rows["sample(), 1 step(s), batch 1,000"]["x reference, 100 steps"] > 10
+
+
+def test_gpu_on_a_cpu(load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its tables are those of the other benchmarks, by the device's own clock and limit."""
+    flags = ("--device", "cpu", "--smoke", "--no_compile", "--rounds", "1", "--output", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *flags])
+    load("gpu").main()
+    assert "sample(), 2 step(s), batch 100" in read_rows(tmp_path / "gpu_sampling.json")
+    training = read_rows(tmp_path / "gpu_training.json")
+    assert list(training) == ["reference loop", "same network, eager", "default model, eager"]
+    assert all(0 < row["share of float32 limit"] < 1 for row in training.values())
 
 
 def test_training_refuses_an_epoch_too_short_to_count(run: Any) -> None:
@@ -108,13 +150,16 @@ def test_run_starts_each_once_and_ends_with_the_first_that_fails(
 
     monkeypatch.setattr(script.subprocess, "run", record)
     assert exit_code(script, monkeypatch) == 7
-    assert started == ["training", "accuracy", "extraction"]
+    assert started == ["training", "sampling", "accuracy", "extraction"]
     started.clear()
     assert exit_code(script, monkeypatch, "sweep_overhead", "training") == 0
     assert started == ["sweep_overhead", "training"]
     assert "import invdyn: 0.123 s" in capsys.readouterr().out
     assert exit_code(script, monkeypatch, "trainer") == 2
-    assert "NAME must be of training, accuracy, extraction, sweep_overhead, got trainer" in capsys.readouterr().err
+    assert (
+        "NAME must be of training, sampling, accuracy, extraction, loaders, sweep_overhead, got trainer"
+        in capsys.readouterr().err
+    )
     assert started == ["sweep_overhead", "training"]
 
 

@@ -31,6 +31,12 @@ def test_variants_take_turns_after_one_round_to_warm_up(measure: ModuleType, mon
     assert times == {"a": [2, 2, 2], "b": [3, 3, 3]}
 
 
+def test_another_clock(measure: ModuleType) -> None:
+    """A GPU has a clock of its own, which runs the variants."""
+    times = measure.interleave({"a": lambda: 3.0, "b": lambda: 4.0}, rounds=2, seconds=lambda run: run())
+    assert times == {"a": [3.0, 3.0], "b": [4.0, 4.0]}
+
+
 def test_the_ratio_is_the_median_of_the_rounds_ratios(measure: ModuleType) -> None:
     """Not the ratio of the medians, here 2: a round that the machine slowed counts as one."""
     assert measure.ratio([1, 40, 8], [1, 4, 4]) == 2
