@@ -95,6 +95,17 @@ def test_summary(tmp_path: Path, run: Run) -> None:
     assert manifest["drops"] == {"no_next_state": 14, "no_horizon": 0, "no_history": 0, "max_samples": 33}
 
 
+def test_the_scan_for_the_filters_shows_how_far_it_is(tmp_path: Path, run: Run) -> None:
+    write_recording(tmp_path / "sequence/r", make_episodes(LENGTHS))
+    config = write_config(tmp_path, filters={"drop_stale": True, "drop_jumps": 50.0}, part_size_mb=700 / 2**20)
+    code, _, errors = run("--config", config, "--local")
+    assert code == 0
+    parts = len(list((tmp_path / "inverse_dynamics/r/train").glob("*.h5")))
+    scanned, total = map(int, re.search(r"scan d: (\d+)/(\d+) parts \(100%\)", errors).groups())  # type: ignore[union-attr]
+    assert scanned == total >= parts + 1  # a task per part, and one that measures the typical step
+    assert errors.index("scan d") < errors.index("extract d")
+
+
 def test_smoke_limits_the_rows_unless_told(tmp_path: Path, run: Run) -> None:
     write_recording(tmp_path / "sequence/r", make_episodes([300] * 5))
     config = write_config(tmp_path)

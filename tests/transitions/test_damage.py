@@ -11,11 +11,14 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from invdyn.errors import DataError
 from invdyn.transitions.dataset_config import DatasetConfig
 from invdyn.transitions.extract import Listener, create_dataset
 from invdyn.transitions.plan import ExtractionPlan
+from invdyn.transitions.windows import Window
 from tests.sequences import writers
 from tests.sequences.recordings import make_episodes, write_recording
 from tests.transitions.datasets import LENGTHS, config_of, contents
@@ -80,6 +83,33 @@ def test_skipped_files_are_as_if_they_were_not_there(tmp_path: Path, damage: Cal
     for path, reason in skipped.items():
         assert path in reason
         assert ("must be finite" in reason) == (damage is not corrupt_a_chunk)
+
+
+@settings(max_examples=8)
+@given(
+    bad=st.sets(st.integers(0, 6), min_size=1, max_size=4),
+    max_samples=st.none() | st.integers(10, 60),
+    part_bytes=st.sampled_from([1, 700, 3000, 10**6]),
+    window=st.builds(Window, gap=st.integers(1, 2), horizon=st.integers(1, 2), history=st.integers(0, 1)),
+)
+def test_any_files(
+    tmp_path_factory: pytest.TempPathFactory, bad: set[int], max_samples: int | None, part_bytes: int, window: Window
+) -> None:
+    """Whichever files are damaged: the dataset is the one of the recording without those that it names."""
+    folder = tmp_path_factory.mktemp("any")
+    shards = sorted(write_recording(folder / "damaged/sequence/r", make_episodes(LENGTHS * 2)).iterdir())
+    for number in bad:
+        put_nan(shards[number])
+    shutil.copytree(folder / "damaged", folder / "sound")
+    values = {**vars(window), "part_size_mb": part_bytes / 2**20}
+    skipping = create_dataset(config_of(folder / "damaged", **SKIP, **values), max_samples=max_samples, local=True)
+    named = {Path(path).name for path in skipping.manifest["skipped_files"]}
+    assert named <= {shards[number].name for number in bad}
+    assert max_samples is not None or len(named) == len(bad)
+    for name in named:
+        (folder / "sound/sequence/r" / name).unlink()
+    sound = create_dataset(config_of(folder / "sound", **values), max_samples=max_samples, local=True)
+    assert_same_dataset(skipping.path, sound.path, len(named))
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ def test_hundreds_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_ten_thousand_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check(tmp_path, 10_000, monkeypatch)
 
