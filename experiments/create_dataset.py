@@ -17,6 +17,7 @@ from invdyn.doctor.examine import diagnose
 from invdyn.doctor.findings import summarize
 from invdyn.evaluation.plots import plot_distributions
 from invdyn.progress import Progress
+from invdyn.storage import join
 from invdyn.transitions.dataset_config import DatasetConfig
 from invdyn.transitions.extract import Listener, create_dataset
 from invdyn.transitions.plan import SPLITS
@@ -35,7 +36,7 @@ def main() -> None:
         config = config.replace(format_options={**config.format_options, "on_error": "skip"})
     max_samples = args.max_samples or (SMOKE_SAMPLES if args.smoke else None)
     store = extract(config, max_samples, args)
-    plot_distributions(store, store.path / DISTRIBUTIONS_PNG)
+    plot_distributions(store, join(store.path, DISTRIBUTIONS_PNG))
     print(summary(store))
     findings = diagnose(config, max_rows=DOCTOR_ROWS, without=store.manifest["skipped_files"]).findings
     print(f"{summarize(findings)}\nmore: python experiments/doctor.py --config {args.config}")

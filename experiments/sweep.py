@@ -16,6 +16,7 @@ import numpy as np
 from collect import collect_section, record
 from common import EXIT_INTERRUPTED, add_common_arguments, connect, run_command
 
+from invdyn import storage
 from invdyn.config import load_config
 from invdyn.errors import ConfigError, DataError
 from invdyn.evaluation.plots import plot_quality_against_cost
@@ -107,6 +108,7 @@ def open_sweep(args: argparse.Namespace) -> tuple[Path, SweepConfig]:
     sweep = load_sweep_config(args.config or DEFAULT_CONFIG, args.overrides)
     if args.smoke:
         sweep = sweep.replace(num_trials=SMOKE_TRIALS, num_epochs=SMOKE_EPOCHS)
+    storage.check_local("--output", args.output or "")
     folder = Path(args.output or f"runs/sweeps/{sweep.name}-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"sweep folder exists already: {folder}; continue it with --resume or give another --output")
@@ -124,8 +126,8 @@ def open_dataset(config: DatasetConfig, args: argparse.Namespace) -> TransitionS
     Raises:
         DataError: when it is missing and cannot be made, or has no validation rows.
     """
-    path = Path(config.transitions_path)
-    if (path / MANIFEST).exists() or config.collect is None:
+    path = config.transitions_path
+    if storage.exists(storage.join(path, MANIFEST)) or config.collect is None:
         store = TransitionStore(path)
     else:
         print(f"the dataset is not there yet, making it first: {path}", flush=True)

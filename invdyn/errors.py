@@ -18,6 +18,10 @@ class DataError(InvdynError):
     """Recordings, transitions or checkpoints that cannot be used."""
 
 
+class StorageError(InvdynError):
+    """A storage service that refuses or does not answer: nothing is known of the data."""
+
+
 class TrainingDiverged(InvdynError):
     """The training loss is no longer finite: the input was valid, the work could not be done."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from invdyn import storage
 from invdyn.doctor.examine import Diagnosis
 from invdyn.doctor.findings import ERROR, INFO, WARNING, Finding, count_severities
 from invdyn.doctor.identifiability import percent
@@ -78,6 +79,7 @@ def write_reports(diagnosis: Diagnosis, output: str | Path) -> Path:
     Raises:
         DataError: when the folder cannot be written.
     """
+    storage.check_local("--output", str(output))
     output = Path(output)
     page = output / PAGE_FILE
     try:

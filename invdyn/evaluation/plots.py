@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from invdyn import storage
 from invdyn.evaluation.results import Evaluation, Result
 from invdyn.transitions.plan import SPLITS
 from invdyn.transitions.store import TransitionStore
@@ -192,7 +193,7 @@ def plot_distributions(store: TransitionStore, path: str | Path) -> None:
     counts = ", ".join(f"{split} {store.num_rows(split):,}" for split in rows)
     figure.suptitle(f"rows: {counts}" + _left_out(len(names), len(shown)), fontsize=9)
     grid[0].legend(frameon=False, fontsize=7)
-    save_figure(figure, Path(path))
+    save_figure(figure, path)
 
 
 def _draw_curves(axes: Axes, evaluation: Evaluation, flows: Sequence[str], *, round_trip: bool) -> None:
@@ -323,7 +324,7 @@ def log_scale(axes: Axes, values: Iterable[float]) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a figure as PNG, its folder made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, facecolor="white")
+    with storage.replacing(str(path)) as temporary:
+        figure.savefig(temporary, format="png", facecolor="white")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from invdyn import storage
 from invdyn.errors import DataError
 from invdyn.evaluation.findings import warnings
 from invdyn.evaluation.page import (
@@ -67,6 +68,7 @@ def write_report(
     Raises:
         DataError: when the folder cannot be written.
     """
+    storage.check_local("--output", str(output))
     output = Path(output)
     found = [*extra_warnings, *warnings(evaluation)]
     try:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Num
 
+from invdyn import storage
 from invdyn.errors import DataError
-from invdyn.sequences import files
 from invdyn.sequences.base import EpisodeArrays, SequencePlan
 from invdyn.sequences.file_reader import FAIL, FileReader, changed, plan_file
 from invdyn.sequences.files import find_files, open_binary, reading, require_package, source_file
@@ -70,14 +70,14 @@ class CsvReader(FileReader):
     @classmethod
     def recognises(cls, path: str | Path) -> bool:
         """Return whether there are .csv files."""
-        return files.is_folder(str(path)) and bool(find_files(str(path), (SUFFIX,), recursive=True))
+        return storage.is_folder(str(path)) and bool(find_files(str(path), (SUFFIX,), recursive=True))
 
     def find(self) -> list[str]:
         """Return the state files, having found the action file of each."""
-        if not files.is_folder(self.path):
+        if not storage.is_folder(self.path):
             raise DataError(f"a csv recording must be a folder of state and action files: {self.path} is a file")
         found = find_files(self.path, (SUFFIX,), recursive=True)
-        names = {path: files.relative(path, self.path) for path in found}
+        names = {path: storage.relative(path, self.path) for path in found}
         states, actions = self._by_episode(names, self.state_word), self._by_episode(names, self.action_word)
         self._alone = {(states.get(name) or actions[name]) for name in states.keys() ^ actions.keys()}
         self._counts = f"{len(states)} state files, {len(actions)} action files, {len(found)} CSV files"

@@ -8,20 +8,21 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Num
 
+from invdyn import storage
 from invdyn.errors import DataError
 from invdyn.sequences import files
 from invdyn.sequences.base import EpisodeArrays, SequencePlan, SourceFile
 from invdyn.sequences.boundaries import lengths_from_ends
 from invdyn.sequences.codecs import DAMAGE, check_blosc
 from invdyn.sequences.file_reader import FAIL, FileReader, changed, plan_file
-from invdyn.sequences.files import describe, find_files, reading, require_package, source_file
+from invdyn.sequences.files import describe, find_files, open_binary, reading, require_package, source_file
 from invdyn.sequences.hdf5 import (
     MAX_VECTOR_NDIM,
     check_numeric,
@@ -34,6 +35,7 @@ from invdyn.sequences.hdf5 import (
 
 if TYPE_CHECKING:
     import zarr
+    from zarr.storage import FsspecStore
 
 DATA_GROUP = "data"
 EPISODE_ENDS = "meta/episode_ends"
@@ -74,13 +76,13 @@ class DiffusionPolicyReader(FileReader):
     def recognises(cls, path: str | Path) -> bool:
         """Return whether there is a zarr group or a zip file."""
         root = str(path)
-        return (
-            files.exists(files.join(root, GROUP_FILE)) or root.endswith((ZIP_SUFFIX, ".zarr")) or bool(_buffers(root))
-        )
+        if root.endswith((ZIP_SUFFIX, ".zarr")):
+            return True
+        return storage.exists(storage.join(root, GROUP_FILE)) or bool(_buffers(root))
 
     def find(self) -> list[str]:
         """Return the replay buffer, or those in a folder."""
-        if self.path.endswith(ZIP_SUFFIX) or files.exists(files.join(self.path, GROUP_FILE)):
+        if self.path.endswith(ZIP_SUFFIX) or storage.exists(storage.join(self.path, GROUP_FILE)):
             return [self.path]
         return _buffers(self.path) or [self.path]
 
@@ -122,13 +124,13 @@ class DiffusionPolicyReader(FileReader):
 
     def source_paths(self, file: SourceFile) -> list[str]:
         """Return the zip file, or the files of the arrays that are read."""
-        if not files.is_folder(file.path):
+        if not storage.is_folder(file.path):
             return [file.path]
         names = (*(f"{DATA_GROUP}/{key}" for key in dict.fromkeys((*self.keys, self.action_key))), EPISODE_ENDS)
-        return [path for name in names for path in find_files(files.join(file.path, name), ("",), hidden=True)]
+        return [path for name in names for path in find_files(storage.join(file.path, name), ("",), hidden=True)]
 
     def _source(self, path: str) -> SourceFile:
-        if not files.is_folder(path):
+        if not storage.is_folder(path):
             return source_file(path, self.path)
         return describe(path, self.path, self.source_paths(SourceFile(path, "", 0, 0)))
 
@@ -156,11 +158,15 @@ def open_zarr(path: str) -> Iterator[zarr.Group]:
         DataError: when it is missing, corrupt or not such a group, or zarr is not installed.
     """
     library = require_package("zarr", "diffusion_policy")
-    if not files.exists(path):
+    if not storage.exists(path):
         raise DataError(f"file not found: {path}")
     check_blosc()
     with reading(path, zipfile.BadZipFile, *DAMAGE):
-        if files.is_folder(path):
+        if storage.is_url(path):
+            with storage.explained(path), _open_store(path) as store:
+                yield library.open_group(store, mode="r", zarr_format=2)
+            return
+        if storage.is_folder(path):
             yield library.open_group(path, mode="r", zarr_format=2)
             return
         # A store that failed to open cannot be closed: let a damaged file fail before.
@@ -170,6 +176,23 @@ def open_zarr(path: str) -> Iterator[zarr.Group]:
             yield library.open_group(store, mode="r", zarr_format=2)
         finally:
             store.close()
+
+
+@contextmanager
+def _open_store(url: str) -> Iterator[FsspecStore]:
+    """Open a folder or a zip file of a storage service as a zarr store."""
+    from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+    from fsspec.implementations.zip import ZipFileSystem
+    from zarr.storage import FsspecStore
+
+    with ExitStack() as stack:
+        if storage.is_folder(url):
+            filesystem, name = storage.connect(url)
+        else:
+            filesystem, name = ZipFileSystem(stack.enter_context(open_binary(url)), skip_instance_cache=True), ""
+        # zarr asks from a loop of its own; a service's connections belong to the loop that they were made in.
+        shared = AsyncFileSystemWrapper(filesystem, asynchronous=True, skip_instance_cache=True)
+        yield FsspecStore(shared, read_only=True, path=name)
 
 
 def _array(group: zarr.Group, name: str, path: str) -> zarr.Array[Any]:
@@ -207,7 +230,7 @@ def _shapes(group: zarr.Group) -> dict[str, tuple[int, ...]]:
 
 def _buffers(root: str) -> list[str]:
     """Return the replay buffers directly in a folder."""
-    if not files.is_folder(root):
+    if not storage.is_folder(root):
         return []
-    folders = [path for path in files.find_folders(root, ".zarr") if files.exists(files.join(path, GROUP_FILE))]
+    folders = [path for path in files.find_folders(root, ".zarr") if storage.exists(storage.join(path, GROUP_FILE))]
     return folders + find_files(root, (".zarr.zip",))

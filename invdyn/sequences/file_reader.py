@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from invdyn import storage
 from invdyn.errors import ConfigError, DataError
-from invdyn.sequences import files
 from invdyn.sequences.base import EPISODE_COLUMNS, Index, SequencePlan, SequenceReader, SourceFile
 
 FAIL, SKIP = "fail", "skip"
@@ -60,7 +60,7 @@ class FileReader(SequenceReader):
 
     def inspect(self, without: Mapping[str, str] | None = None) -> SequencePlan:
         """Inspect every file; leave out those that cannot be used, or say which it is that cannot."""
-        if not files.exists(self.path):
+        if not storage.exists(self.path):
             raise DataError(f"recording not found: {self.path}; {self.where_it_comes_from}")
         paths = self.find()
         if not paths:

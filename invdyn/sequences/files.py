@@ -1,8 +1,9 @@
-"""How recordings are listed and opened: the one place that touches the file system."""
+"""How recordings are listed and opened: the one place of the readers that touches files."""
 
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -14,40 +15,28 @@ from typing import Any, BinaryIO
 import h5py
 
 from invdyn.errors import DataError, InvdynError
+from invdyn.range_file import RangeFile, hdf5_source
 from invdyn.sequences.base import SourceFile
+from invdyn.storage import (
+    absolute,
+    is_file,
+    is_folder,
+    is_inside,
+    is_url,
+    join,
+    list_names,
+    parent,
+    relative,
+    status,
+)
 
 HDF5_SUFFIXES = (".hdf5", ".h5")
 
 
-def exists(path: str) -> bool:
-    """Return whether a file or a folder is at `path`."""
-    return Path(path).exists()
-
-
-def is_folder(path: str) -> bool:
-    """Return whether `path` is a folder."""
-    return Path(path).is_dir()
-
-
-def join(folder: str, *names: str) -> str:
-    """Return the path of something inside a folder."""
-    return str(Path(folder, *names))
-
-
-def parent(path: str) -> str:
-    """Return the folder that something is in."""
-    return str(Path(path).parent)
-
-
-def relative(path: str, folder: str) -> str:
-    """Return a path relative to a folder above it, with forward slashes."""
-    return Path(path).relative_to(folder).as_posix()
-
-
 def find_folders(path: str, suffix: str) -> list[str]:
     """Return the folders in a folder that end in `suffix`, numbers in numeric order."""
-    names = (p.name for p in Path(path).glob(f"*{suffix}") if p.is_dir())
-    return [join(path, name) for name in sorted(names, key=natural_key)]
+    found = sorted((name for name in list_names(path) if name.endswith(suffix)), key=natural_key)
+    return [folder for folder in (join(path, name) for name in found) if is_folder(folder)]
 
 
 def find_files(path: str, suffixes: tuple[str, ...], *, recursive: bool = False, hidden: bool = False) -> list[str]:
@@ -55,11 +44,9 @@ def find_files(path: str, suffixes: tuple[str, ...], *, recursive: bool = False,
 
     Names that start with a dot are left out unless `hidden`: half-written files have such names.
     """
-    root = Path(path)
-    if root.is_file():
+    if is_file(path):
         return [path]
-    found = root.rglob("*") if recursive else root.glob("*")
-    names = [p.relative_to(root).as_posix() for p in found if p.name.endswith(suffixes)]
+    names = (name for name in list_names(path, recursive=recursive) if name.endswith(suffixes))
     kept = (name for name in names if hidden or not re.search(r"(^|/)\.", name))
     return [join(path, name) for name in sorted(kept, key=natural_key)]
 
@@ -81,15 +68,13 @@ def source_file(path: str, base: str, parts: tuple[str, ...] = ()) -> SourceFile
 
 def describe(path: str, base: str, content: list[str], parts: tuple[str, ...] = ()) -> SourceFile:
     """Describe what lies at `path`; its size is the sum over the files `content`, its time the newest."""
-    stats = [Path(name).stat() for name in content]
-    root = Path(base) if is_folder(base) else Path(base).parent
-    name = Path(path).relative_to(root).as_posix()
+    found = [status(name) for name in content]
     return SourceFile(
-        path=str(Path(path).resolve()),
-        name=Path(path).name if name == "." else name,
-        size=sum(stat.st_size for stat in stats),
-        mtime_ns=max((stat.st_mtime_ns for stat in stats), default=0),
-        parts=tuple(str(Path(part).resolve()) for part in parts),
+        path=absolute(path),
+        name=relative(path, base if is_inside(path, base) else parent(base)),
+        size=sum(file.size for file in found),
+        mtime_ns=max((file.version for file in found), default=0),
+        parts=tuple(absolute(part) for part in parts),
     )
 
 
@@ -100,7 +85,7 @@ def open_binary(path: str) -> BinaryIO:
         DataError: when there is no such file or it cannot be opened.
     """
     try:
-        return Path(path).open("rb")
+        return io.BufferedReader(RangeFile(path)) if is_url(path) else Path(path).open("rb")
     except FileNotFoundError:
         raise DataError(f"file not found: {path}") from None
     except OSError as error:
@@ -114,9 +99,10 @@ def open_hdf5(path: str) -> Iterator[h5py.File]:
     Raises:
         DataError: when the file is missing, truncated, corrupt or not HDF5.
     """
-    if not Path(path).exists():
+    if not is_url(path) and not Path(path).exists():
         raise DataError(f"file not found: {path}")
-    with reading(path, KeyError, ValueError), h5py.File(path, "r") as file:  # h5py reports damage as these too
+    # h5py reports damage as these two as well.
+    with reading(path, KeyError, ValueError), h5py.File(hdf5_source(path), "r") as file:
         yield file
 
 

@@ -8,8 +8,8 @@ import h5py
 import numpy as np
 from jaxtyping import Num
 
+from invdyn import storage
 from invdyn.errors import DataError
-from invdyn.sequences import files
 from invdyn.sequences.files import HDF5_SUFFIXES, find_files, open_hdf5
 
 MAX_KEYS_SHOWN = 20
@@ -29,7 +29,7 @@ def first_readable(path: str) -> str | None:
 
 def find_hdf5(path: str) -> list[str]:
     """Return the HDF5 files at `path`, in numeric order of their names."""
-    return find_files(path, HDF5_SUFFIXES) if files.exists(path) else []
+    return find_files(path, HDF5_SUFFIXES) if storage.exists(path) else []
 
 
 def array_shapes(group: h5py.Group) -> dict[str, tuple[int, ...]]:

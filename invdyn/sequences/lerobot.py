@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from invdyn import storage
 from invdyn.errors import DataError
-from invdyn.sequences import files
 from invdyn.sequences.base import GIVEN_SPLITS, EpisodeArrays, Index, SequencePlan
 from invdyn.sequences.boundaries import runs_between
 from invdyn.sequences.chained import Edges, join_across_files
@@ -95,24 +95,24 @@ class LerobotReader(FileReader):
     def recognises(cls, path: str | Path) -> bool:
         """Return whether there is a meta/info.json, or Parquet files in a data folder."""
         root = str(path)
-        return files.is_folder(root) and (
-            files.exists(files.join(root, INFO))
-            or bool(find_files(files.join(root, DATA_FOLDER), (SUFFIX,), recursive=True))
+        return storage.is_folder(root) and (
+            storage.exists(storage.join(root, INFO))
+            or bool(find_files(storage.join(root, DATA_FOLDER), (SUFFIX,), recursive=True))
         )
 
     def find(self) -> list[str]:
         """Return the Parquet files with the rows."""
-        return find_files(files.join(self.path, DATA_FOLDER), (SUFFIX,), recursive=True)
+        return find_files(storage.join(self.path, DATA_FOLDER), (SUFFIX,), recursive=True)
 
     def inspect(self, without: Mapping[str, str] | None = None) -> SequencePlan:
         """Read the metadata, each file's footer and its columns of indices; say where they differ."""
-        if not files.exists(self.path):
+        if not storage.exists(self.path):
             return super().inspect(without)
-        if not files.exists(files.join(self.path, INFO)):
+        if not storage.exists(storage.join(self.path, INFO)):
             raise DataError(
                 f"not a lerobot recording: {self.path} has no {INFO}; copy the dataset's meta folder beside data"
             )
-        info = read_json(files.join(self.path, INFO))
+        info = read_json(storage.join(self.path, INFO))
         self._listed = _listed_episodes(self.path)
         self._rows_before = 0
         self._num_inspected = 0
@@ -212,7 +212,7 @@ def _holes(indices: Mapping[str, np.ndarray], changes: Bool[np.ndarray, "rows"])
 
 def _listed_episodes(root: str) -> Listed:
     """Read the list of episodes of v3.0 (Parquet) or v2 (JSON lines)."""
-    tables = find_files(files.join(root, EPISODES_FOLDER), (SUFFIX,), recursive=True)
+    tables = find_files(storage.join(root, EPISODES_FOLDER), (SUFFIX,), recursive=True)
     lengths: dict[int, int] = {}
     boundaries: list[np.ndarray] = []
     for path in tables:
@@ -223,8 +223,8 @@ def _listed_episodes(root: str) -> Listed:
             columns = read_numbers(file, [EPISODE_INDEX, FROM_INDEX, TO_INDEX])
         lengths |= zip(columns[EPISODE_INDEX].tolist(), (columns[TO_INDEX] - columns[FROM_INDEX]).tolist(), strict=True)
         boundaries += [columns[FROM_INDEX], columns[TO_INDEX]]
-    lines = files.join(root, EPISODES_LINES)
-    if not tables and files.exists(lines):
+    lines = storage.join(root, EPISODES_LINES)
+    if not tables and storage.exists(lines):
         lengths = {
             int(line[EPISODE_INDEX]): int(line.get("length", -1))
             for line in read_json_lines(lines)

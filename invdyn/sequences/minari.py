@@ -14,6 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from invdyn import storage
 from invdyn.errors import DataError
 from invdyn.sequences import files
 from invdyn.sequences.base import EpisodeArrays, SequencePlan
@@ -69,7 +70,7 @@ class MinariReader(FileReader):
         if len(mains) > 1:
             raise DataError(
                 f"buffer_path must name one Minari dataset: {self.path} holds {len(mains)}: "
-                f"{', '.join(files.parent(files.parent(path)) for path in mains[:10])}"
+                f"{', '.join(storage.parent(storage.parent(path)) for path in mains[:10])}"
             )
         return found
 
@@ -161,10 +162,10 @@ class MinariReader(FileReader):
 
 def _main_files(path: str) -> list[str]:
     """Return the main data files at a path, in its `data` folder, or anywhere below it."""
-    if not files.is_folder(path):
-        return [path] if path.endswith(MAIN_DATA) and files.exists(path) else []
-    for candidate in (files.join(path, MAIN_DATA), files.join(path, "data", MAIN_DATA)):
-        if files.exists(candidate):
+    if not storage.is_folder(path):
+        return [path] if path.endswith(MAIN_DATA) and storage.exists(path) else []
+    for candidate in (storage.join(path, MAIN_DATA), storage.join(path, "data", MAIN_DATA)):
+        if storage.exists(candidate):
             return [candidate]
     return find_files(path, (MAIN_DATA,), recursive=True)
 
@@ -180,8 +181,8 @@ def _number(name: str) -> int:
 def _facts(path: str, attrs: Mapping[str, object]) -> dict[str, str | float]:
     """Return what the metadata says; older files keep it in the root's attributes."""
     stated: dict[str, object] = dict(attrs)
-    metadata = files.join(files.parent(path), METADATA)
-    if files.exists(metadata):
+    metadata = storage.join(storage.parent(path), METADATA)
+    if storage.exists(metadata):
         stated |= read_json(metadata)
     facts = attributes(stated, FACTS)
     try:

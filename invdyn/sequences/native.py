@@ -13,6 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from invdyn import storage
 from invdyn.errors import DataError
 from invdyn.sequences.base import EpisodeArrays, Index, ReadRows, SequencePlan
 from invdyn.sequences.boundaries import shifted
@@ -65,14 +66,13 @@ class NativeReader(FileReader):
 
     def find(self) -> list[str]:
         """Return the shards."""
-        root = Path(self.path)
-        if (root / COLLECTING_MARKER).exists():
+        if storage.exists(storage.join(self.path, COLLECTING_MARKER)):
             raise DataError(
-                f"recording is unfinished: {root} holds {COLLECTING_MARKER}; run experiments/collect.py again"
+                f"recording is unfinished: {self.path} holds {COLLECTING_MARKER}; run experiments/collect.py again"
             )
         shards = find_hdf5(self.path)
         if not shards:
-            raise DataError(f"recording has no shards: no file ending in {' or '.join(HDF5_SUFFIXES)} in {root}")
+            raise DataError(f"recording has no shards: no file ending in {' or '.join(HDF5_SUFFIXES)} in {self.path}")
         return shards
 
     def inspect_file(self, path: str) -> SequencePlan:

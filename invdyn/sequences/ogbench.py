@@ -17,8 +17,8 @@ from typing import IO, BinaryIO
 import numpy as np
 from jaxtyping import Num
 
+from invdyn import storage
 from invdyn.errors import DataError
-from invdyn.sequences import files
 from invdyn.sequences.base import GIVEN_SPLITS, EpisodeArrays, SequencePlan
 from invdyn.sequences.boundaries import runs_between
 from invdyn.sequences.file_reader import FileReader, changed, plan_file
@@ -50,18 +50,18 @@ class OgbenchReader(FileReader):
     @classmethod
     def recognises(cls, path: str | Path) -> bool:
         """Return whether there are .npz files."""
-        return bool(find_files(str(path), (SUFFIX,))) if files.is_folder(str(path)) else str(path).endswith(SUFFIX)
+        return bool(find_files(str(path), (SUFFIX,))) if storage.is_folder(str(path)) else str(path).endswith(SUFFIX)
 
     def find(self) -> list[str]:
         """Return the .npz files: of a folder all, of a file itself and its validation file."""
-        if files.is_folder(self.path) or self.path.endswith(VALIDATION_SUFFIX):
+        if storage.is_folder(self.path) or self.path.endswith(VALIDATION_SUFFIX):
             return find_files(self.path, (SUFFIX,))
         validation = self.path.removesuffix(SUFFIX) + VALIDATION_SUFFIX
-        return [self.path, validation] if files.exists(validation) else [self.path]
+        return [self.path, validation] if storage.exists(validation) else [self.path]
 
     def inspect(self, without: Mapping[str, str] | None = None) -> SequencePlan:
         """Inspect the files; only with a validation file does the recording give splits."""
-        self._gives_split = files.exists(self.path) and any(path.endswith(VALIDATION_SUFFIX) for path in self.find())
+        self._gives_split = storage.exists(self.path) and any(path.endswith(VALIDATION_SUFFIX) for path in self.find())
         return super().inspect(without)
 
     def inspect_file(self, path: str) -> SequencePlan:

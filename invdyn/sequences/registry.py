@@ -7,8 +7,8 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from invdyn import storage
 from invdyn.errors import ConfigError, DataError
-from invdyn.sequences import files
 from invdyn.sequences.base import SequenceReader
 from invdyn.sequences.csv_folder import CsvReader
 from invdyn.sequences.d4rl import D4rlReader
@@ -74,7 +74,7 @@ def find_reader(path: str) -> type[SequenceReader]:
     Raises:
         DataError: when none does.
     """
-    if not files.exists(path):
+    if not storage.exists(path):
         return NativeReader
     for reader in READERS.values():
         if reader.recognises(path):

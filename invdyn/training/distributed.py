@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invdyn import storage
 from invdyn.errors import ConfigError, DataError, InvdynError, TrainingDiverged
 from invdyn.models.registry import build_model
 from invdyn.training.batches import Share, count_steps
@@ -61,6 +62,8 @@ def check_run(config: RunConfig, local: bool) -> None:
                 f"--local trains in one process, got --num_workers {config.num_workers}; drop one of them"
             )
         resolve_device(config.device)
+    else:
+        storage.check_shared("the dataset", config.dataset_path)
     store = open_store(config)
     model = build_model(config.model, config.state_dim, config.action_dim, config.history, config.horizon)
     if model.trainable:
@@ -108,7 +111,7 @@ def _train_on_ray(config: RunConfig, use_gpu: bool) -> Metrics:
     # The Ray run only carries the workers: our own checkpoints decide where a run continues, so its name is unique.
     trainer = TorchTrainer(
         _worker_main,
-        train_loop_config={"config": config.to_values()},
+        train_loop_config={"config": config.to_values(), "environment": storage.environment()},
         scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=use_gpu),
         run_config=RayRunConfig(
             name=f"ray-{time.time_ns()}",
@@ -145,6 +148,7 @@ def _worker_main(loop_config: dict[str, Any]) -> dict[str, Any]:
     """Run the loop on one Ray Train worker; what a user can mend is returned, so that Ray does not retry it."""
     import ray.train.torch
 
+    storage.set_environment(loop_config["environment"])
     config = RunConfig.from_values(loop_config["config"], where="run config")
     context = ray.train.get_context()
     worker = join_group(

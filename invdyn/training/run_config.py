@@ -13,6 +13,7 @@ import torch
 import yaml
 from pydantic import Field, SerializeAsAny, field_validator
 
+from invdyn import storage
 from invdyn.config import Config, read_yaml, validate
 from invdyn.errors import ConfigError
 from invdyn.models.recipe import TrainingRecipe
@@ -110,11 +111,12 @@ class RunConfig(Config):
         Raises:
             ConfigError: when one of `values` is not valid.
         """
+        storage.check_local("run_dir", str(run_dir))
         if isinstance(values.get("model"), ModelConfig):
             values["model"] = values["model"].for_recording(store.manifest["recording"])
         values |= {
             "dataset_name": store.manifest["name"],
-            "dataset_path": str(store.path.resolve()),
+            "dataset_path": storage.absolute(store.path),
             "dataset_hash": store.content_hash,
             "state_dim": store.state_dim,
             "action_dim": store.action_dim,

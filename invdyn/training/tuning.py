@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import yaml
 
+from invdyn import storage
 from invdyn.errors import ConfigError, DataError
 from invdyn.evaluation.quality import StepQuality
 from invdyn.training.checkpoint import list_checkpoints
@@ -104,6 +105,8 @@ def run_sweep(
     if local:
         _run_local(sweep, groups, on_trial)
     else:
+        for path in {trial.run.dataset_path for trial in trials}:
+            storage.check_shared("the dataset", path)
         _run_on_ray(sweep, groups, folder, max_concurrent or sweep.max_concurrent_trials, on_trial)
     rows = collect_rows(trials)
     write_results(folder / RESULTS_CSV, rows)
@@ -206,9 +209,12 @@ def _run_on_ray(
     if _wants_gpu({trial.run.device for trial in trials}, int(cluster_resources().get("GPU", 0))):
         resources["gpu"] = sweep.gpus_per_trial
 
+    variables = storage.environment()
+
     def trainable(chosen: dict[str, int]) -> None:
         # Indices, not configs, go through Tune: its own files stay readable and free of our classes.
         torch.set_num_threads(sweep.cpus_per_trial)
+        storage.set_environment(variables)
         run_or_note(groups[chosen["group"]], sweep.step_counts, tune.report)
 
     num_epochs = max(trial.run.training.num_epochs for trial in trials)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from invdyn import storage
 from invdyn.config import Config
 from invdyn.envs.collect_config import CollectConfig
 from invdyn.errors import ConfigError
@@ -38,7 +38,7 @@ class DatasetConfig(Config):
 
     Attributes:
         name: identity of the dataset; part of the hash that splits the episodes.
-        buffer_path: folder or file of the recording.
+        buffer_path: folder or file of the recording, or its URL (docs/storage.md).
         output_path: folder of the transitions; by default `buffer_path` with /sequence/ replaced by /inverse_dynamics/.
         format: format of the recording, when it should not be found from the files.
         format_options: further options of the format's reader (docs/formats/).
@@ -78,18 +78,18 @@ class DatasetConfig(Config):
 
     @property
     def sequence_path(self) -> str:
-        """Absolute path of the recording: workers run in other folders."""
-        return _absolute(self.buffer_path)
+        """Absolute path or URL of the recording: workers run in other folders."""
+        return storage.absolute(self.buffer_path)
 
     @property
     def transitions_path(self) -> str:
-        """Absolute path of the transitions folder.
+        """Absolute path or URL of the transitions folder.
 
         Raises:
             ConfigError: when neither `output_path` is given nor `buffer_path` contains /sequence/.
         """
         if self.output_path is not None:
-            return _absolute(self.output_path)
+            return storage.absolute(self.output_path)
         before, found, after = self.sequence_path.rstrip("/").rpartition(SEQUENCE_PART)
         if not found:
             raise ConfigError(
@@ -102,7 +102,3 @@ class DatasetConfig(Config):
     def state_keys(self) -> tuple[str, ...] | None:
         """Observation keys that make the state, or None for the format's default."""
         return tuple(self.shape_meta.obs) if self.shape_meta else None
-
-
-def _absolute(path: str) -> str:
-    return path if "://" in path else str(Path(path).expanduser().resolve())

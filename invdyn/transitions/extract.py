@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invdyn.errors import ConfigError, DataError
+from invdyn import storage
+from invdyn.errors import DataError, StorageError
+from invdyn.range_file import hdf5_source
 from invdyn.sequences.base import SequencePlan, SequenceReader
 from invdyn.sequences.registry import open_sequences
 from invdyn.transitions.damage import DamagedFiles, find_damaged
@@ -27,6 +29,7 @@ from invdyn.transitions.filters import (
 from invdyn.transitions.manifest import extraction_config, make_manifest
 from invdyn.transitions.output_folder import check_output, finish, open_output, save_record, segment_key
 from invdyn.transitions.plan import (
+    SPLITS,
     ExtractionPlan,
     PerEpisode,
     Segment,
@@ -103,10 +106,13 @@ def create_dataset(
         listener: what is told on the way.
 
     Raises:
-        ConfigError: when a path is not on a mounted disk.
+        ConfigError: when a path is not where workers reach it.
         DataError: when the recording is unusable, the folder holds another dataset, or writing fails.
+        StorageError: when a storage service refuses or does not answer.
     """
-    check_paths(config)
+    output = config.transitions_path
+    if not local:
+        check_paths(config)
     reader = open_sequences(
         config.sequence_path,
         format_name=config.format,
@@ -116,7 +122,6 @@ def create_dataset(
     )
     sequences = reader.inspect()
     check_shapes(config, sequences)
-    output = Path(config.transitions_path)
     plan_hash = hash_plan(config, sequences, max_samples)
     # What cannot be planned is told before the recording is read, or a folder refused.
     plan = _plan(config, sequences, max_samples=None if config.filters.needs_scan else max_samples)
@@ -149,7 +154,7 @@ def read_transitions(path: str | Path, split: str = "train") -> ray.data.Dataset
     """Return a split as a Ray Data dataset with tensor columns, one block per part.
 
     Args:
-        path: the transitions folder.
+        path: the transitions folder, or its URL.
         split: train, val or test.
 
     Raises:
@@ -158,26 +163,28 @@ def read_transitions(path: str | Path, split: str = "train") -> ray.data.Dataset
     import ray.data
 
     store = TransitionStore(path)
-    files = [{"file": str(store.path.resolve() / part.file)} for part in store.parts(split)]
+    storage.check_shared("path", store.path)
+    files = [{"file": storage.join(storage.absolute(store.path), part.file)} for part in store.parts(split)]
+    variables = storage.environment()
 
     def load(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         import h5py
 
-        with h5py.File(str(batch["file"][0]), "r") as file:
+        storage.set_environment(variables)
+        with h5py.File(hdf5_source(str(batch["file"][0])), "r") as file:
             return {column: file[column][()] for column in COLUMNS}
 
     return ray.data.from_items(files, override_num_blocks=max(len(files), 1)).map_batches(load, batch_size=1)
 
 
 def check_paths(config: DatasetConfig) -> None:
-    """Check that the recording and the transitions are on mounted disks.
+    """Check that workers can reach the recording and the transitions.
 
     Raises:
-        ConfigError: when one of them is a URL.
+        ConfigError: when one of them is in the memory of this process.
     """
-    for name, path in (("buffer_path", config.sequence_path), ("output_path", config.transitions_path)):
-        if "://" in path:
-            raise ConfigError(f"{name} must be a folder on a mounted disk, got {path!r}; mount or copy it")
+    storage.check_shared("buffer_path", config.sequence_path)
+    storage.check_shared("output_path", config.transitions_path)
 
 
 def check_shapes(config: DatasetConfig, sequences: SequencePlan) -> None:
@@ -216,18 +223,19 @@ def hash_plan(config: DatasetConfig, sequences: SequencePlan, max_samples: int |
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def check_parts(output: Path, records: Iterable[Record]) -> None:
-    """Check that every part is on the disk that this process sees.
+def check_parts(output: str, records: Iterable[Record]) -> None:
+    """Check that every part is where this process sees it.
 
     Raises:
         DataError: naming the first that is not: workers then write to another disk.
     """
+    found = {f"{split}/{name}" for split in SPLITS for name in storage.list_names(storage.join(output, split))}
     for record in records:
         for part in record["parts"].values():
-            if not (output / part["file"]).is_file():
+            if part["file"] not in found:
                 raise DataError(
-                    f"part is missing after it was written: {output / part['file']}; on a cluster, the output folder "
-                    "must be on a disk that all nodes share"
+                    f"part is missing after it was written: {storage.join(output, part['file'])}; on a cluster, the "
+                    "output folder must be a URL or on a disk that all nodes share"
                 )
 
 
@@ -281,7 +289,7 @@ def _extract(
     reader: SequenceReader,
     plan: ExtractionPlan,
     scan: Scan,
-    folder: Path,
+    folder: str,
     done: dict[int, Record],
     run: RunTasks,
     on_rows: OnRows,
@@ -297,7 +305,7 @@ def _extract(
     return [done[segment.index] for segment in plan.segments]
 
 
-def _extract_and_save(extract: Task, folder: Path, keys: Mapping[int, str], segment: Segment) -> Record:
+def _extract_and_save(extract: Task, folder: str, keys: Mapping[int, str], segment: Segment) -> Record:
     record = {**extract(segment), "key": keys[segment.index]}
     save_record(folder, record)
     return record
@@ -340,8 +348,10 @@ def _run_on_ray(task: Task, segments: Sequence[Segment], num_workers: int | None
     _schedule_quickly()
     by_index = {segment.index: segment for segment in segments}
     at_once = num_workers and min(num_workers, len(segments))
+    variables = storage.environment()
 
     def run(row: dict[str, Any]) -> dict[str, str]:
+        storage.set_environment(variables)
         return {"record": json.dumps(task(by_index[row["segment"]]))}
 
     dataset = ray.data.from_items([{"segment": index} for index in by_index], override_num_blocks=len(segments))
@@ -360,10 +370,13 @@ def _schedule_quickly() -> None:
 def _record_or_error(reader: SequenceReader, task: Task, segment: Segment) -> Record:
     # Bad data is an answer, not a fault of the worker: raised there, Ray would retry and wrap it.
     try:
-        return task(segment)
-    except DataError as error:
-        damaged = find_damaged(reader, segment.sequences, segment.keep) if reader.skips_damaged else {}
-        return {"index": segment.index, "error": str(error), "damaged": damaged}
+        try:
+            return task(segment)
+        except DataError as error:
+            damaged = find_damaged(reader, segment.sequences, segment.keep) if reader.skips_damaged else {}
+            return {"index": segment.index, "error": str(error), "damaged": damaged}
+    except StorageError as error:
+        return {"index": segment.index, "error": str(error)}  # whatever it said before, nothing is known of the data
 
 
 def _rows_of(record: Record) -> int:

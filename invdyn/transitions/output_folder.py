@@ -9,23 +9,26 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 
+from invdyn import storage
 from invdyn.errors import DataError
 from invdyn.sequences.base import EPISODE_COLUMNS
+from invdyn.storage import TEMPORARY_SUFFIX, join
 from invdyn.transitions.plan import SPLITS, Segment
 from invdyn.transitions.scan import Scan
-from invdyn.transitions.store import MANIFEST, TEMPORARY_SUFFIX, holds_rows, write_json
+from invdyn.transitions.store import MANIFEST, holds_rows, write_json
 
 PROGRESS_FOLDER = ".progress"
 NEW_FOLDER = ".new"
 PLAN_FILE = "plan.json"
 SCAN_FILE = "scan.json"
 OUR_PART = re.compile(rf"\.?part-\d{{5,}}\.h5(\.\d+{re.escape(TEMPORARY_SUFFIX)})?")
+UNFINISHED_MANIFEST = re.compile(rf"\.{re.escape(MANIFEST)}\..*{re.escape(TEMPORARY_SUFFIX)}")
+RECORD = re.compile(r"segment-.*\.json")
 
 Record = dict[str, Any]
 
@@ -42,30 +45,30 @@ class Job:
         damaged: files found to be damaged when they were read, and why.
     """
 
-    output: Path
-    folder: Path
+    output: str
+    folder: str
     plan_hash: str
     resume: bool = False
     damaged: Mapping[str, str] = field(default_factory=dict)
 
     def saved_scan(self, damaged: Mapping[str, str]) -> Scan | None:
         """Return what an earlier run measured for the filters on the recording without `damaged`, if it did."""
-        saved = _read_json(self.folder / PROGRESS_FOLDER / SCAN_FILE) if self.resume else {}
+        saved = _read_json(join(self.folder, PROGRESS_FOLDER, SCAN_FILE)) if self.resume else {}
         return Scan.from_json(saved["scan"]) if saved.get("damaged") == dict(damaged) else None
 
 
-def check_output(output: Path, plan_hash: str, overwrite: bool) -> Job:
+def check_output(output: str, plan_hash: str, overwrite: bool) -> Job:
     """Return where to make the dataset; nothing is changed yet.
 
     Raises:
         DataError: when the folder holds a finished dataset or another plan, and `overwrite` is not set.
     """
-    finished = (output / MANIFEST).exists()
-    new = output / NEW_FOLDER
-    replaces = (finished and overwrite) or (not finished and (new / PROGRESS_FOLDER / PLAN_FILE).exists())
+    finished = storage.exists(join(output, MANIFEST))
+    new = join(output, NEW_FOLDER)
+    replaces = (finished and overwrite) or (not finished and storage.exists(join(new, PROGRESS_FOLDER, PLAN_FILE)))
     folder = new if replaces else output
-    plan_file = folder / PROGRESS_FOLDER / PLAN_FILE
-    started = plan_file.exists()
+    plan_file = join(folder, PROGRESS_FOLDER, PLAN_FILE)
+    started = storage.exists(plan_file)
     plan = _read_json(plan_file) if started else {}
     same = plan.get("plan_hash") == plan_hash
     job = Job(output, folder, plan_hash, same, plan.get("damaged", {}) if same else {})
@@ -81,8 +84,8 @@ def check_output(output: Path, plan_hash: str, overwrite: bool) -> Job:
         )
     if not started and (parts := our_files(output)):
         raise DataError(
-            f"{output} holds parts of a dataset without {MANIFEST} ({len(parts)} files, first {parts[0].name}); give "
-            "--overwrite to replace them"
+            f"{output} holds parts of a dataset without {MANIFEST} ({len(parts)} files, first "
+            f"{storage.base_name(parts[0])}); give --overwrite to replace them"
         )
     return job
 
@@ -102,12 +105,13 @@ def open_output(
     Raises:
         DataError: when the folder cannot be written.
     """
-    progress = job.folder / PROGRESS_FOLDER
+    progress = join(job.folder, PROGRESS_FOLDER)
     try:
         if not resume:
             remove_dataset(job.folder)
         keys = {segment.index: segment_key(segment, scan) for segment in segments}
-        records = [_read_json(path) for path in sorted(progress.glob("segment-*.json"))]
+        names = (name for name in sorted(storage.list_names(progress)) if RECORD.fullmatch(name))
+        records = [_read_json(join(progress, name)) for name in names]
         kept = {
             record["index"]: record
             for record in records
@@ -116,9 +120,9 @@ def open_output(
         remove_others(job.folder, kept.values())
     except OSError as error:
         raise DataError(f"cannot clear {job.folder}: {error}; check its permissions or set output_path") from None
-    write_json(progress / PLAN_FILE, {"plan_hash": job.plan_hash, "damaged": dict(damaged)})
+    write_json(join(progress, PLAN_FILE), {"plan_hash": job.plan_hash, "damaged": dict(damaged)})
     if not scan.is_trivial:
-        write_json(progress / SCAN_FILE, {"damaged": dict(damaged), "scan": scan.to_json()})
+        write_json(join(progress, SCAN_FILE), {"damaged": dict(damaged), "scan": scan.to_json()})
     return kept
 
 
@@ -139,75 +143,66 @@ def segment_key(segment: Segment, scan: Scan) -> str:
     return digest.hexdigest()
 
 
-def save_record(folder: Path, record: Record) -> None:
+def save_record(folder: str, record: Record) -> None:
     """Keep the record of a finished segment, for a run that continues this one."""
-    write_json(folder / PROGRESS_FOLDER / f"segment-{record['index']:05d}.json", record)
+    write_json(join(folder, PROGRESS_FOLDER, f"segment-{record['index']:05d}.json"), record)
 
 
 def finish(job: Job, manifest: Record, records: Iterable[Record]) -> None:
     """Write the manifest, and put the dataset in the place of the one that it replaces."""
     remove_others(job.folder, records)
-    write_json(job.folder / MANIFEST, manifest, indent=1)
+    write_json(join(job.folder, MANIFEST), manifest, indent=1)
     if job.folder != job.output:
         _switch(job.output, job.folder, manifest)
     _clear_progress(job.output)
 
 
-def _switch(output: Path, new: Path, manifest: Record) -> None:
+def _switch(output: str, new: str, manifest: Record) -> None:
     """Replace a dataset: stopped anywhere in here, the next run finds all that it needs and ends the same."""
     parts = {part["file"] for split in SPLITS for part in manifest["splits"][split]["parts"]}
-    (output / MANIFEST).unlink(missing_ok=True)
-    for path in our_files(output):
-        path.unlink()
-    for name in sorted(parts):
-        (output / name).parent.mkdir(parents=True, exist_ok=True)
-        (new / name).replace(output / name)
-    (new / MANIFEST).replace(output / MANIFEST)
+    storage.remove([join(output, MANIFEST), *our_files(output)])
+    for name in (*sorted(parts), MANIFEST):
+        storage.move(join(new, name), join(output, name))
     remove_dataset(new)
-    for split in SPLITS:
-        if (new / split).is_dir():
-            (new / split).rmdir()
-    new.rmdir()
+    for folder in (*(join(new, split) for split in SPLITS), new):
+        storage.remove_empty_folder(folder)
 
 
-def our_files(folder: Path) -> list[Path]:
+def our_files(folder: str) -> list[str]:
     """Return the parts in a folder, half-written ones included."""
-    found = [path for split in SPLITS for path in sorted((folder / split).glob("*")) if OUR_PART.fullmatch(path.name)]
-    return found + sorted(folder.glob(f".{MANIFEST}.*{TEMPORARY_SUFFIX}"))
+    named = [(split, name) for split in SPLITS for name in sorted(storage.list_names(join(folder, split)))]
+    parts = [join(folder, split, name) for split, name in named if OUR_PART.fullmatch(name)]
+    return parts + [join(folder, n) for n in sorted(storage.list_names(folder)) if UNFINISHED_MANIFEST.fullmatch(n)]
 
 
-def remove_others(folder: Path, records: Iterable[Record]) -> None:
+def remove_others(folder: str, records: Iterable[Record]) -> None:
     """Remove all parts that these records do not name, and what was half written."""
-    named = {folder / part["file"] for record in records for part in record["parts"].values()}
-    for path in our_files(folder):
-        if path not in named:
-            path.unlink(missing_ok=True)
+    named = {join(folder, part["file"]) for record in records for part in record["parts"].values()}
+    storage.remove(path for path in our_files(folder) if path not in named)
 
 
-def remove_dataset(folder: Path) -> None:
+def remove_dataset(folder: str) -> None:
     """Remove what this project writes, and nothing else: the manifest first, so that a dataset is never half right."""
-    (folder / MANIFEST).unlink(missing_ok=True)
+    storage.remove([join(folder, MANIFEST)])
     remove_others(folder, ())
     _clear_progress(folder)
 
 
-def _clear_progress(folder: Path) -> None:
-    progress = folder / PROGRESS_FOLDER
-    for path in progress.glob("*"):
-        path.unlink(missing_ok=True)
-    if progress.is_dir():
-        progress.rmdir()
+def _clear_progress(folder: str) -> None:
+    progress = join(folder, PROGRESS_FOLDER)
+    storage.remove(join(progress, name) for name in storage.list_names(progress))
+    storage.remove_empty_folder(progress)
 
 
-def _read_json(path: Path) -> Record:
+def _read_json(path: str) -> Record:
     """Return a progress file, or nothing where it is missing or damaged: its work is then done again."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(storage.read_text(path))
     except (ValueError, FileNotFoundError):
         return {}
     return values if isinstance(values, dict) else {}
 
 
-def _parts_whole(folder: Path, record: Record) -> bool:
+def _parts_whole(folder: str, record: Record) -> bool:
     # Records are flushed to disk, parts are not: after a power cut a part may be there in name only.
-    return all(holds_rows(folder / part["file"], part["rows"]) for part in record["parts"].values())
+    return all(holds_rows(join(folder, part["file"]), part["rows"]) for part in record["parts"].values())

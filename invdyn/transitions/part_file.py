@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +19,7 @@ import numpy as np
 import xxhash
 from jaxtyping import Shaped
 
-from invdyn.errors import DataError
+from invdyn.storage import writing_to
 
 Array = Shaped[np.ndarray, "rows ..."]
 Column = tuple[tuple[int, ...], np.dtype]
@@ -39,9 +38,9 @@ class PartFile:
         DataError: when the disk is full or the file cannot be written; `append` does too.
     """
 
-    def __init__(self, path: Path, num_rows: int, columns: Mapping[str, Column], final_path: Path | None = None):
+    def __init__(self, path: Path, num_rows: int, columns: Mapping[str, Column], final_path: str | None = None):
         self.num_rows = num_rows
-        self.final_path = final_path or path
+        self.final_path = final_path or str(path)
         self.rows_written = 0
         self._columns = dict(columns)
         self._hashes = {name: xxhash.xxh3_128() for name in columns}
@@ -92,20 +91,6 @@ class PartFile:
     ) -> None:
         """Close the file."""
         self.close()
-
-
-@contextmanager
-def writing_to(path: Path) -> Iterator[None]:
-    """Turn an OSError into the error for a file that cannot be written.
-
-    Raises:
-        DataError: naming the file and the reason.
-    """
-    try:
-        yield
-    except OSError as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"cannot write {path}: {reason}; free some space or set output_path, then run again") from None
 
 
 def _lay_out(num_rows: int, columns: Mapping[str, Column]) -> tuple[_Layout, dict[str, int]]:

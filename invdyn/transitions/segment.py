@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,9 @@ import xxhash
 from jaxtyping import Bool
 
 from invdyn.sequences.base import SequenceReader
+from invdyn.sequences.files import open_binary
 from invdyn.statistics import RunningMoments, one_blas_thread
+from invdyn.storage import join
 from invdyn.transitions.blocks import Block, iter_blocks
 from invdyn.transitions.filters import RowFilter, count_clipped, drop_masks, first_of_each, stored_arrays
 from invdyn.transitions.plan import SPLITS, TRAIN, PerEpisode, Segment
@@ -26,7 +27,7 @@ Record = dict[str, Any]
 
 
 def extract_segment(
-    reader: SequenceReader, window: Window, folder: Path, row_filter: RowFilter, segment: Segment
+    reader: SequenceReader, window: Window, folder: str, row_filter: RowFilter, segment: Segment
 ) -> Record:
     """Extract one segment: write its parts, and return what the manifest needs of it.
 
@@ -41,7 +42,7 @@ def extract_segment(
     names = {i: part_name(SPLITS[i], segment.index) for i, rows in split_rows.items() if rows}
     with ExitStack() as stack:
         stack.enter_context(one_blas_thread())
-        files = {i: stack.enter_context(writing_part(folder / n, split_rows[i], shapes)) for i, n in names.items()}
+        files = {i: stack.enter_context(writing_part(join(folder, n), split_rows[i], shapes)) for i, n in names.items()}
         wanted = segment.row_limit.copy()
         for block in iter_blocks(reader, window, segment, candidate_rows(segment, window, row_filter)):
             kept = kept_rows(block, window, row_filter)
@@ -134,7 +135,7 @@ def hash_files(paths: Iterable[str]) -> str:
     chunk = bytearray(HASH_CHUNK_BYTES)  # read again and again: fresh memory costs more than the hash
     view = memoryview(chunk)
     for path in paths:
-        with Path(path).open("rb", buffering=0) as file:
-            while count := file.readinto(chunk):
+        with open_binary(path) as file:
+            while count := file.readinto(chunk):  # type: ignore[attr-defined]
                 digest.update(view[:count])
     return digest.hexdigest()

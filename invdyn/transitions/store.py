@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,17 +15,18 @@ import h5py
 import numpy as np
 from jaxtyping import Int, Num
 
+from invdyn import storage
 from invdyn.errors import DataError
+from invdyn.range_file import hdf5_source
 from invdyn.statistics import Moments
 from invdyn.transitions.filters import ConstantDims
-from invdyn.transitions.part_file import PartFile, writing_to
+from invdyn.transitions.part_file import PartFile
 from invdyn.transitions.plan import SPLITS
 from invdyn.transitions.windows import Transitions
 
 MANIFEST = "manifest.json"
 CONSTANT_DIMS = "constant_dims"
 SCHEMA_VERSION = 1
-TEMPORARY_SUFFIX = ".tmp"
 COLUMN_TYPES: dict[str, np.dtype] = {
     "state": np.dtype(np.float32),
     "action": np.dtype(np.float32),
@@ -62,24 +63,27 @@ def spread_rows(total: int, count: int) -> Int[np.ndarray, " chosen"]:
 
 
 class TransitionStore:
-    """A finished dataset of transitions on disk.
+    """A finished dataset of transitions: a folder, or a URL.
+
+    Attributes:
+        path: as it was given.
+        manifest: what it is made of.
 
     Raises:
         DataError: when the folder is missing, unfinished, or of another schema version.
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
-        manifest = self.path / MANIFEST
-        if not self.path.is_dir():
-            raise DataError(f"dataset not found: {self.path}; make it with experiments/create_dataset.py")
-        if not manifest.is_file():
-            raise DataError(
-                f"dataset is unfinished: {self.path} has no {MANIFEST}; run experiments/create_dataset.py again to "
-                "finish it"
-            )
+        self.path = str(path)
+        manifest = storage.join(self.path, MANIFEST)
         try:
-            values = json.loads(manifest.read_text(encoding="utf-8"))
+            values = json.loads(storage.read_text(manifest))
+        except FileNotFoundError:
+            if not storage.is_folder(self.path):
+                raise DataError(f"dataset not found: {path}; make it with experiments/create_dataset.py") from None
+            raise DataError(
+                f"dataset is unfinished: {path} has no {MANIFEST}; run experiments/create_dataset.py again to finish it"
+            ) from None
         except ValueError as error:
             raise DataError(f"manifest is not valid JSON: {manifest}: {error}; rebuild with --overwrite") from None
         version = values.get("schema_version") if isinstance(values, dict) else None
@@ -215,10 +219,10 @@ class TransitionStore:
         return self.take(split, spread_rows(self.num_rows(split), count), columns=columns)
 
     def _open(self, part: Part) -> h5py.File:
-        path = self.path / part.file
+        path = storage.join(self.path, part.file)
         try:
-            file = h5py.File(path, "r")
-        except OSError as error:
+            file = h5py.File(hdf5_source(path), "r")
+        except (OSError, DataError) as error:
             reason = " ".join(str(error).split())
             raise DataError(f"part cannot be read: {path}: {reason}; rebuild with --overwrite") from None
         if any(column not in file or len(file[column]) != part.rows for column in COLUMNS):
@@ -237,8 +241,8 @@ class TransitionStore:
 
 
 @contextmanager
-def writing_part(path: Path, num_rows: int, row_shapes: Mapping[str, tuple[int, ...]]) -> Iterator[PartFile]:
-    """Give a part to fill row by row: under a temporary name, renamed at the end.
+def writing_part(path: str | Path, num_rows: int, row_shapes: Mapping[str, tuple[int, ...]]) -> Iterator[PartFile]:
+    """Give a part to fill row by row: it is there whole or not at all.
 
     Args:
         path: final name.
@@ -249,41 +253,27 @@ def writing_part(path: Path, num_rows: int, row_shapes: Mapping[str, tuple[int, 
         DataError: when the disk is full or the folder cannot be written; no file is left under the final name.
     """
     columns = {name: (row_shapes.get(name, ()), COLUMN_TYPES[name]) for name in COLUMNS}
-    with _replacing(path) as temporary, PartFile(temporary, num_rows, columns, path) as part:
+    with storage.replacing(str(path)) as temporary, PartFile(temporary, num_rows, columns, str(path)) as part:
         yield part
         assert part.rows_written == num_rows, "fewer rows than planned"
 
 
-def write_json(path: Path, values: Any, *, indent: int | None = None) -> None:
-    """Write JSON under a temporary name, flush it to disk, then rename it.
+def write_json(path: str | Path, values: Any, *, indent: int | None = None) -> None:
+    """Write JSON: it is there whole or not at all, also after a power cut.
 
     Raises:
         DataError: when it cannot be written; an older file of that name is left as it was.
     """
-    with _replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with storage.replacing(str(path)) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(json.dumps(values, indent=indent))  # far faster than json.dump without an indent
         file.flush()
         os.fsync(file.fileno())
 
 
-def holds_rows(path: Path, rows: int) -> bool:
+def holds_rows(path: str, rows: int) -> bool:
     """Return whether a part file is whole: it opens, and every column has this many rows."""
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(hdf5_source(path), "r") as file:
             return all(column in file and len(file[column]) == rows for column in COLUMNS)
-    except OSError:
+    except (OSError, DataError):
         return False
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path` to write to, renamed to `path` at the end and removed on any failure."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
-    try:
-        with writing_to(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()

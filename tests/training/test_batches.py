@@ -152,7 +152,7 @@ def test_a_part_lost_while_streaming_is_a_data_error(
 ) -> None:
     copy = TransitionStore(shutil.copytree(store.path, tmp_path / "copy"))
     found = streamed(copy, model, Share(BATCH))
-    (copy.path / copy.parts("train")[-1].file).unlink()
+    Path(copy.path, copy.parts("train")[-1].file).unlink()
     with pytest.raises(DataError, match="part cannot be read"):
         rows_of_epoch(found)
 

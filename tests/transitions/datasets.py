@@ -24,6 +24,7 @@ def config_of(folder: Path, **values: Any) -> DatasetConfig:
     return DatasetConfig.model_validate({**defaults, **values})
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder: str | Path) -> dict[str, bytes]:
     """The bytes of every file below a folder."""
+    folder = Path(folder)
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

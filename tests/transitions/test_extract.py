@@ -220,7 +220,7 @@ def test_single_file_and_flat_arrays(tmp_path: Path) -> None:
     arrays = {"data/state": np.arange(15.0), "data/action": np.arange(12.0)}
     shard = write_shard(tmp_path / "sequence" / "one.hdf5", episodes, arrays=arrays)
     store = create(config_of(tmp_path, buffer_path=str(shard)))
-    assert store.path == tmp_path / "inverse_dynamics" / "one.hdf5"
+    assert store.path == str(tmp_path / "inverse_dynamics" / "one.hdf5")
     assert (store.state_dim, store.action_dim) == (1, 1)
     rows = np.concatenate([store.load(split)["state"] for split in SPLITS])
     assert sorted(rows[:, 0]) == [0, 1, 2, 3, 5, 6, 7, 9, 10, 11, 12, 13]
@@ -274,14 +274,6 @@ def test_shape_meta_must_match(tmp_path: Path, meta: dict[str, Any], message: st
     with pytest.raises(DataError, match=message):
         create(config_of(tmp_path, shape_meta=meta))
     assert not (tmp_path / "inverse_dynamics").exists()
-
-
-@pytest.mark.parametrize("name", ["buffer_path", "output_path"])
-def test_urls_are_refused(tmp_cwd: Path, name: str) -> None:
-    record(tmp_cwd)
-    with pytest.raises(ConfigError, match=rf"^{name} must be a folder on a mounted disk, got 's3://bucket/sequence/x'"):
-        create(config_of(tmp_cwd, **{name: "s3://bucket/sequence/x"}))
-    assert [path.name for path in tmp_cwd.iterdir()] == ["sequence"]
 
 
 # The output folder: continue, refuse, replace
@@ -405,7 +397,7 @@ def test_finished_dataset_is_refused_and_untouched(tmp_path: Path) -> None:
 
 def test_overwrite_removes_only_our_files(tmp_path: Path, whole: dict[str, bytes]) -> None:
     foreign = {"notes.txt", "part-00000.h5", "train/part-1.h5", "train/counterpart-00001.h5", "train/part-00000.h5.bak"}
-    output = create(config_of(tmp_path, part_size_mb=1e-6)).path  # more parts than the next will have
+    output = Path(create(config_of(tmp_path, part_size_mb=1e-6)).path)  # more parts than the next will have
     for name in foreign:
         (output / name).write_text("mine")
     create(config_of(tmp_path), overwrite=True)
@@ -443,7 +435,7 @@ def test_run_killed_right_after_its_manifest_finishes(
 
 
 def test_parts_without_manifest_or_progress_are_refused(tmp_path: Path, whole: dict[str, bytes]) -> None:
-    output = create(config_of(tmp_path)).path
+    output = Path(create(config_of(tmp_path)).path)
     (output / "manifest.json").unlink()  # as an overwrite leaves it that was killed while it removed
     before = contents(output)
     with pytest.raises(DataError, match=r"holds parts of a dataset without manifest\.json .* give --overwrite"):

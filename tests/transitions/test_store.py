@@ -85,7 +85,7 @@ def test_spread_rows_reach_from_the_first_to_the_last(store: TransitionStore) ->
     ],
 )
 def test_manifests_that_cannot_be_used(store: TransitionStore, text: str, message: str) -> None:
-    (store.path / "manifest.json").write_text(text)
+    Path(store.path, "manifest.json").write_text(text)
     with pytest.raises(DataError, match=message):
         TransitionStore(store.path)
 
@@ -123,7 +123,7 @@ def without_a_column(path: Path) -> None:
 @pytest.mark.parametrize("damage", [missing, truncated, shortened, without_a_column])
 def test_damaged_parts(store: TransitionStore, damage: Any) -> None:
     part = store.parts("train")[1]
-    damage(store.path / part.file)
+    damage(Path(store.path, part.file))
     for read in (store.load, lambda split: list(store.iter_parts(split))):
         with pytest.raises(DataError, match=rf"^part [^\n]*{part.file}[^\n]* rebuild with --overwrite$"):
             read("train")
@@ -198,5 +198,5 @@ def test_a_write_that_fails_leaves_the_old_file(
 
 def test_manifest_names_every_part(store: TransitionStore) -> None:
     named = {part.file for split in SPLITS for part in store.parts(split)}
-    assert named == {path.relative_to(store.path).as_posix() for path in store.path.rglob("*.h5")}
+    assert named == {path.relative_to(store.path).as_posix() for path in Path(store.path).rglob("*.h5")}
     assert all(isinstance(part, Part) and part.rows > 0 for split in SPLITS for part in store.parts(split))

@@ -1,0 +1,395 @@
+"""Files by path or URL: folders of this machine, and whatever fsspec reaches (s3://, gs://, memory://).
+
+A path goes to the operating system as it is, a URL to fsspec; the rest of the project does not tell them apart.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.asyn import AsyncFileSystem, sync
+from fsspec.registry import known_implementations
+
+from invdyn.errors import ConfigError, DataError, InvdynError, StorageError
+
+URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
+LOCAL_PROTOCOLS = ("file://", "local://")
+ONE_PROCESS_PROTOCOLS = ("memory://",)
+TEMPORARY_SUFFIX = ".tmp"
+FIRST_CONTACT_S = 10.0
+"""How long a process waits for the first answer of a storage service; later requests are tried for minutes."""
+
+# Lists are never remembered: other processes write the same folders.
+COMMON_OPTIONS: dict[str, Any] = {"use_listings_cache": False}
+S3_OPTIONS: dict[str, Any] = {
+    "config_kwargs": {
+        "connect_timeout": 4,
+        "read_timeout": 30,
+        "retries": {"mode": "standard", "max_attempts": 4},
+        # Connections that large reads share out their ranges over.
+        "max_pool_connections": 32,
+    }
+}
+OPTIONS: dict[str, dict[str, Any]] = {"s3": S3_OPTIONS, "s3a": S3_OPTIONS}
+
+# What an endpoint and its credentials are given by; workers on other machines get them from the driver.
+ENVIRONMENT = re.compile(
+    r"AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|REGION|DEFAULT_REGION|ENDPOINT_URL|ENDPOINT_URL_S3)"
+    r"|STORAGE_EMULATOR_HOST|FSSPEC_.+"
+)
+
+# By name: their packages are optional.
+CREDENTIAL_ERRORS = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "TokenRetrievalError"}
+CONNECTION_ERRORS = {"ConnectionError", "HTTPClientError", "ClientConnectionError", "TimeoutError", "FSTimeoutError"}
+
+
+@dataclass(frozen=True)
+class FileStatus:
+    """Size of a file, and a number that is another one when it is written again.
+
+    Attributes:
+        size: bytes.
+        version: modification time in ns; of an object, a number made of its ETag where it has one.
+    """
+
+    size: int
+    version: int
+
+
+def is_url(path: str) -> bool:
+    """Return whether fsspec is to be asked for a path.
+
+    Example:
+        >>> is_url("s3://bucket/data"), is_url("/data"), is_url("file:///data")
+        (True, False, False)
+    """
+    return URL.match(path) is not None and not path.startswith(LOCAL_PROTOCOLS)
+
+
+def absolute(path: str) -> str:
+    """Return a path that means the same in any working folder; a URL without its last slash."""
+    if is_url(path):
+        return path.rstrip("/") if not path.endswith("://") else path
+    for protocol in LOCAL_PROTOCOLS:
+        path = path.removeprefix(protocol)
+    return str(Path(path).expanduser().resolve())
+
+
+def join(folder: str, *names: str) -> str:
+    """Return the path of something inside a folder.
+
+    Example:
+        >>> join("s3://bucket/data/", "train", "part.h5"), join("/data", "part.h5")
+        ('s3://bucket/data/train/part.h5', '/data/part.h5')
+    """
+    return "/".join([folder.rstrip("/"), *names]) if is_url(folder) else str(Path(folder, *names))
+
+
+def parent(path: str) -> str:
+    """Return the folder that something is in."""
+    return path.rstrip("/").rpartition("/")[0] if is_url(path) else str(Path(path).parent)
+
+
+def base_name(path: str) -> str:
+    """Return the last part of a path."""
+    return path.rstrip("/").rpartition("/")[2] if is_url(path) else Path(path).name
+
+
+def relative(path: str, folder: str) -> str:
+    """Return a path relative to a folder above it, with forward slashes."""
+    if is_url(path):
+        return path.removeprefix(folder.rstrip("/")).strip("/")
+    return Path(path).relative_to(folder).as_posix()
+
+
+def is_inside(path: str, folder: str) -> bool:
+    """Return whether a path is below a folder, as it is written."""
+    if is_url(path):
+        return path.startswith(folder.rstrip("/") + "/")
+    return Path(path) != Path(folder) and Path(path).is_relative_to(folder)
+
+
+def exists(path: str) -> bool:
+    """Return whether a file or a folder is at `path`."""
+    if not is_url(path):
+        return Path(path).exists()
+    with explained(path):
+        filesystem, name = connect(path)
+        return bool(filesystem.exists(name))
+
+
+def is_file(path: str) -> bool:
+    """Return whether a file is at `path`."""
+    if not is_url(path):
+        return Path(path).is_file()
+    with explained(path):
+        filesystem, name = connect(path)
+        return bool(filesystem.isfile(name))
+
+
+def is_folder(path: str) -> bool:
+    """Return whether a folder is at `path`."""
+    if not is_url(path):
+        return Path(path).is_dir()
+    with explained(path):
+        filesystem, name = connect(path)
+        return bool(filesystem.isdir(name))
+
+
+def list_names(folder: str, *, recursive: bool = False) -> list[str]:
+    """Return the names in a folder, or of all below it, relative to it, in no order; none where there is no folder."""
+    if not is_url(folder):
+        root = Path(folder)
+        return [path.relative_to(root).as_posix() for path in (root.rglob("*") if recursive else root.glob("*"))]
+    with explained(folder):
+        filesystem, root_name = connect(folder)
+        try:
+            found = filesystem.find(root_name) if recursive else filesystem.ls(root_name, detail=False)
+        except FileNotFoundError:
+            return []
+    start = root_name.rstrip("/") + "/"
+    names = (str(path).rstrip("/") for path in found)
+    return [name.removeprefix(start) for name in names if name.startswith(start)]
+
+
+def status(path: str) -> FileStatus:
+    """Return size and version of a file.
+
+    Raises:
+        FileNotFoundError: when there is none.
+    """
+    if not is_url(path):
+        found = Path(path).stat()
+        return FileStatus(found.st_size, found.st_mtime_ns)
+    with explained(path):
+        filesystem, name = connect(path)
+        info = filesystem.info(name)
+    return FileStatus(int(info["size"] or 0), _version(info))
+
+
+def read_text(path: str) -> str:
+    """Return the content of a small text file.
+
+    Raises:
+        FileNotFoundError: when there is none.
+    """
+    if not is_url(path):
+        return Path(path).read_text(encoding="utf-8")
+    with explained(path):
+        filesystem, name = connect(path)
+        return bytes(filesystem.cat_file(name)).decode("utf-8")
+
+
+def remove(paths: Iterable[str]) -> None:
+    """Remove files; those that are not there are no error.
+
+    Raises:
+        OSError: when a file on this machine cannot be removed.
+        StorageError: when one elsewhere cannot.
+    """
+    for path in paths:
+        if not is_url(path):
+            Path(path).unlink(missing_ok=True)
+            continue
+        with explained(path), suppress(FileNotFoundError):
+            filesystem, name = connect(path)
+            filesystem.rm_file(name)
+
+
+def remove_empty_folder(path: str) -> None:
+    """Remove a folder that holds nothing; a storage service has none such."""
+    if not is_url(path) and Path(path).is_dir():
+        Path(path).rmdir()
+
+
+def move(source: str, target: str) -> None:
+    """Move a file within one disk or one storage service; what is at `target` is replaced."""
+    if not is_url(target):
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source, target)
+        return
+    with explained(target):
+        filesystem, name = connect(source)
+        filesystem.copy(name, connect(target)[1])
+        filesystem.rm_file(name)
+
+
+@contextmanager
+def replacing(path: str) -> Iterator[Path]:
+    """Give a local temporary file to write; at the end it becomes `path`, whole or, on any failure, not at all.
+
+    On this machine it lies beside `path` and is renamed; for a URL it is uploaded: an object appears when all of it
+    has arrived.
+
+    Raises:
+        DataError: when the disk is full or `path` cannot be written; what was there before is left as it was.
+        StorageError: when the storage service does not take it; likewise.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="invdyn-")) if is_url(path) else Path(path).parent
+    temporary = folder / f".{base_name(path)}.{os.getpid()}{TEMPORARY_SUFFIX}"
+    try:
+        with writing_to(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            if is_url(path):
+                _upload(temporary, path)
+            else:
+                os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+        if is_url(path):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def writing_to(path: str) -> Iterator[None]:
+    """Turn an OSError into the error for a file that cannot be written.
+
+    Raises:
+        DataError: naming the file and the reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"cannot write {path}: {reason}; free some space or set output_path, then run again") from None
+
+
+def check_shared(name: str, path: str) -> None:
+    """Check that other processes can reach a path.
+
+    Raises:
+        ConfigError: when it is in the memory of this one.
+    """
+    if path.startswith(ONE_PROCESS_PROTOCOLS):
+        raise ConfigError(
+            f"{name} must be where workers reach it: {path} is in the memory of one process; give --local, or a folder "
+            "or an s3:// or gs:// URL"
+        )
+
+
+def check_local(name: str, path: str) -> None:
+    """Check that a path is on a mounted disk.
+
+    Raises:
+        ConfigError: when it is a URL.
+    """
+    if is_url(path):
+        raise ConfigError(f"{name} must be a folder on a mounted disk, got {path!r}")
+
+
+def environment() -> dict[str, str]:
+    """Return the variables that give endpoints and credentials, for `set_environment` in a worker."""
+    return {name: value for name, value in sorted(os.environ.items()) if ENVIRONMENT.fullmatch(name)}
+
+
+def set_environment(variables: Mapping[str, str]) -> None:
+    """Take over the endpoints and credentials of the driver."""
+    os.environ.update(variables)
+
+
+def connect(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system of a URL and the file's name in it.
+
+    Raises:
+        ConfigError: when there is no such protocol, or its package is not installed.
+        StorageError: when the service does not answer.
+    """
+    protocol = url.partition("://")[0].lower()
+    # A process that is forked, or given other credentials, needs connections of its own.
+    filesystem = _connection(protocol, os.getpid(), *environment().items())
+    name = filesystem._strip_protocol(url)
+    if isinstance(filesystem, AsyncFileSystem) and not getattr(filesystem, "_invdyn_answered", False):
+        with explained(url), suppress(FileNotFoundError):
+            sync(filesystem.loop, filesystem._info, name, timeout=FIRST_CONTACT_S)
+        filesystem._invdyn_answered = True
+    return filesystem, str(name)
+
+
+@contextmanager
+def explained(url: str, doing: str = "read") -> Iterator[None]:
+    """Turn what a storage service's package raises into an error that says what to do; a missing file stays as it is.
+
+    Raises:
+        FileNotFoundError: as it comes.
+        StorageError: for all other failures.
+    """
+    try:
+        yield
+    except (InvdynError, FileNotFoundError):
+        raise
+    except Exception as error:  # noqa: BLE001 - each service has its own, below no common type
+        raise _explanation(url, doing, error) from None
+
+
+def _explanation(url: str, doing: str, error: Exception) -> StorageError:
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if kinds & CREDENTIAL_ERRORS:
+        advice = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your service needs (docs/storage.md)"
+        return StorageError(f"no credentials to {doing} {url}: {reason}; {advice}")
+    if isinstance(error, PermissionError):
+        return StorageError(f"not allowed to {doing} {url}: {reason}; give credentials that are (docs/storage.md)")
+    if kinds & CONNECTION_ERRORS:
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "not set"
+        return StorageError(
+            f"storage does not answer: {url}: {reason}; check the network and the endpoint (AWS_ENDPOINT_URL is "
+            f"{endpoint})"
+        )
+    return StorageError(f"cannot {doing} {url}: {type(error).__name__}: {reason}")
+
+
+def _upload(source: Path, url: str) -> None:
+    try:
+        with explained(url, "write"):
+            filesystem, name = connect(url)
+            filesystem.put_file(str(source), name)
+    except FileNotFoundError as error:
+        reason = " ".join(str(error).split())
+        raise StorageError(f"cannot write {url}: {reason}; create the bucket, or give another path") from None
+
+
+@functools.lru_cache(maxsize=16)
+def _connection(protocol: str, *_identity: object) -> fsspec.AbstractFileSystem:
+    try:
+        implementation = fsspec.get_filesystem_class(protocol)
+    except ImportError as error:
+        package = str(known_implementations[protocol]["class"]).partition(".")[0]
+        raise ConfigError(
+            f"{protocol}:// needs a package that is not installed: {error}; install it with: pip install {package}"
+        ) from None
+    except ValueError:
+        raise ConfigError(f"unknown protocol {protocol}://; give a path, or a URL such as s3://bucket/folder") from None
+    # What FSSPEC_<PROTOCOL>_* variables say is taken over by fsspec where nothing is given here.
+    stated = fsspec.config.conf.get(protocol, {})
+    options = {k: v for k, v in (COMMON_OPTIONS | OPTIONS.get(protocol, {})).items() if k not in stated}
+    filesystem = implementation(skip_instance_cache=True, **options)
+    if protocol in OPTIONS:
+        filesystem.retries = 2  # on top of those of botocore: for answers that break off
+    return filesystem
+
+
+def _version(info: Mapping[str, Any]) -> int:
+    tag = next((str(info[key]) for key in ("ETag", "etag", "md5Hash", "content_md5") if info.get(key)), None)
+    if tag is not None:
+        return int.from_bytes(hashlib.blake2b(tag.encode(), digest_size=7).digest(), "big")
+    times = (info.get(key) for key in ("LastModified", "last_modified", "mtime", "modified", "updated", "created"))
+    for time in times:
+        if isinstance(time, datetime):
+            return int(time.timestamp() * 1e9)
+        if isinstance(time, int | float):
+            return int(time * 1e9)
+    return 0
