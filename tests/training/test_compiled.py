@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from invdyn.errors import ConfigError
 from invdyn.models.base import InverseDynamics
-from invdyn.models.registry import build_model
+from invdyn.models.registry import build_model, load_model_config
 from invdyn.training.checkpoint import load_model, save_checkpoint
 from invdyn.training.compiled import CompiledStep, require_compiler
 from invdyn.training.run_config import RunConfig
@@ -21,6 +23,8 @@ from invdyn.transitions.store import TransitionStore
 from tests.training.runs import CPU, FLOW, assert_same_values, run_config
 
 CPU_DEVICE = torch.device("cpu")
+CONFIGS = Path(__file__).parents[2] / "configs/inverse_dynamics"
+WITHOUT_STEPS = ("oracle", "linear", "nearest_neighbours", "trees")
 BATCH, STEPS = 16, 20
 TOLERANCE = 1e-6
 MLP = {**FLOW, "down_dims": [8, 8]}
@@ -162,6 +166,42 @@ def test_models_in_one_process_do_not_share_a_graph(
         train(eager, store)
         train(eager, store)
         assert_close(trainer, eager)
+
+
+ONE_GRAPH = """
+import sys
+import torch
+from invdyn.models.registry import load_model_config
+for path in sys.argv[1:]:
+    model = load_model_config(path).build(4, 1, 0, 1)
+    batch = torch.randn(8, model.context_dim), torch.rand(8, model.target_dim), model.draw_noise(8)
+    loss = torch.compile(model.encoded_loss, backend="eager", fullgraph=True)(*batch)
+    torch.testing.assert_close(loss, model.encoded_loss(*batch))
+    torch._dynamo.reset()
+"""
+
+
+def test_every_model_of_the_repository_is_one_graph() -> None:
+    """Long runs are compiled unasked. In a process of its own: what checks shapes in this one can break a graph."""
+    paths = sorted(str(path) for path in CONFIGS.glob("*.yaml") if path.stem not in WITHOUT_STEPS)
+    done = subprocess.run([sys.executable, "-c", ONE_GRAPH, *paths], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_model_of_the_repository_can_be_one_of_many(path: Path) -> None:
+    if path.stem in WITHOUT_STEPS:
+        pytest.skip("nothing to train")
+    config = load_model_config(path)
+    models = [config.build(4, 1, 0, 1) for _ in range(2)]
+    noise = models[0].draw_noise(8)
+    context, target = torch.randn(8, models[0].context_dim), torch.rand(8, models[0].target_dim)
+    expected = [model.encoded_loss(context, target, noise).item() for model in models]
+    trainers = [Trainer(model, config.training, 10, CPU) for model in models]
+    step = CompiledStep([trainer.member() for trainer in trainers], None, compiled=False)
+    rates, decays = zip(*(trainer.schedule(1) for trainer in trainers), strict=True)
+    chunk = tuple(torch.stack([each, each])[None] for each in (context, target, *noise))
+    assert step(step.coefficients(rates, decays), chunk)[0].tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def test_coefficients_are_the_bias_corrections_of_adamw() -> None:
