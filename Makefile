@@ -23,16 +23,14 @@ help:
 setup: .venv/.installed
 
 # The stamp makes this run again only when what to install has changed.
-.venv/.installed: setup.cfg pyproject.toml constraints.txt
+.venv/.installed: setup.cfg pyproject.toml constraints.txt configs/cluster/install.sh
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "invdyn needs Python 3.11 or later; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)." \
 	         "Install one and run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { \
 	    echo "$(PYTHON) cannot create virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
-	@echo "Installing torch into .venv (once; this takes minutes) ..."
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	@echo "Installing invdyn and its dependencies into .venv ..."
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint,export]'
+	@echo "Installing torch, invdyn and its dependencies into .venv (once; this takes minutes) ..."
+	@bash configs/cluster/install.sh .venv test,lint,export
 	@touch $@
 
 demo: setup

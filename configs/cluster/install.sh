@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# The one installation step: `make setup`, every node of a cluster, and the container image run this.
+# usage: install.sh VENV [EXTRAS]          e.g. install.sh .venv test,lint
+# Makes the virtual environment where it is missing and installs what constraints.txt pins. PYTHON names the interpreter.
+set -euo pipefail
+
+venv=${1:?usage: install.sh VENV [EXTRAS]}
+extras=${2:-}
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+
+[ -x "$venv/bin/pip" ] || "${PYTHON:-python3}" -m venv "$venv"
+install() { "$venv/bin/pip" install --quiet --disable-pip-version-check -c "$project/constraints.txt" "$@"; }
+
+# torch first: the same pinned line brings CUDA on Linux, or the CPU build where PIP_EXTRA_INDEX_URL leads to it.
+install torch
+install -e "$project${extras:+[$extras]}"
