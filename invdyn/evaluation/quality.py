@@ -62,13 +62,15 @@ def quality_by_steps(
 
     def predict(steps: int, batch: int) -> object:
         rows = repeated[:batch].to(model.device)
-        return model.sample(state[rows], next_state[rows], num_inference_steps=steps)
+        return model.sample(state[rows], next_state[rows], num_inference_steps=steps, allow_unvalidated=True)
 
     speeds = measure_speed({str(n): lambda batch, n=n: predict(n, batch) for n in step_counts}, model.device)  # type: ignore[misc]
     result = []
     for steps in step_counts:
         generator = torch.Generator(model.device).manual_seed(seed)
-        drawn = model.sample(state, next_state, NUM_SAMPLES, num_inference_steps=steps, generator=generator)
+        drawn = model.sample(
+            state, next_state, NUM_SAMPLES, num_inference_steps=steps, generator=generator, allow_unvalidated=True
+        )
         samples = np.stack([flat_actions(sample) for sample in drawn.cpu().numpy()])
         result.append(
             StepQuality(

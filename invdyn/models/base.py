@@ -121,6 +121,9 @@ class InverseDynamics(nn.Module, ABC):
             "none; use `sample`"
         )
 
+    def check_sampling(self, num_inference_steps: int | None, solver: str | None) -> None:  # not abstract either
+        """Refuse a way of sampling that the model was not validated with; models without a solver accept all."""
+
     def fit_normalization(self, moments: Moments) -> None:
         """Set the normalisation from the moments of [features, action] over the training rows.
 
@@ -244,6 +247,7 @@ class InverseDynamics(nn.Module, ABC):
         num_inference_steps: int | None = None,
         solver: str | None = None,
         generator: torch.Generator | None = None,
+        allow_unvalidated: bool = False,
     ) -> Float[Tensor, "samples batch *horizon action_dim"]:
         """Draw actions for each transition; a point model repeats its prediction.
 
@@ -254,16 +258,20 @@ class InverseDynamics(nn.Module, ABC):
             num_inference_steps: solver steps; None for the model's own number.
             solver: name of the solver; None for the model's own.
             generator: source of randomness, on the model's device; the same seed gives the same actions.
+            allow_unvalidated: accept a solver and number of steps that a checkpoint was not validated with.
 
         Returns:
             (num_samples, batch, [horizon,] action_dim) float32, physical units.
 
         Raises:
             DataError: when a shape does not fit the model.
-            ConfigError: when the number of samples or steps is below 1, or the solver is unknown.
+            ConfigError: when the number of samples or steps is below 1, the solver is unknown, or the checkpoint that
+                the model was loaded from was not validated with them.
         """
         if num_samples < 1:
             raise ConfigError(f"num_samples must be 1 or more, got {num_samples}")
+        if not allow_unvalidated:
+            self.check_sampling(num_inference_steps, solver)
         context, mean = self.encode_transition(state, next_state)
         return self.decode(self._sample_targets(context, num_samples, num_inference_steps, solver, generator), mean)
 

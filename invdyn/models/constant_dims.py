@@ -102,6 +102,10 @@ class WithConstantDims(InverseDynamics):
     ) -> Float[Tensor, "samples batch target"]:
         return self.inner._sample_targets(context, num_samples, num_inference_steps, solver, generator)
 
+    def check_sampling(self, num_inference_steps: int | None, solver: str | None) -> None:
+        """Refuse what the inner model refuses."""
+        self.inner.check_sampling(num_inference_steps, solver)
+
     def _targets_from_noise(
         self,
         context: Float[Tensor, "batch context"],

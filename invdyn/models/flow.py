@@ -6,8 +6,10 @@ Liu, Gong & Liu, "Flow Straight and Fast" (2023): x_t = (1 - t) x_0 + t x_1, wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, get_args
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
@@ -16,11 +18,30 @@ from torch.nn import functional
 from typing_extensions import override
 
 from invdyn.errors import ConfigError
-from invdyn.models.base import BaseKind, InverseDynamics, Noise
-from invdyn.models.solvers import Velocity, get_solver
-from invdyn.models.velocity import NETWORKS, NetworkKind
+from invdyn.models.base import InverseDynamics, Noise
+from invdyn.models.bounds import ActionBounds, BoundRule, Bounds
+from invdyn.models.conditional_base import Conditional, ConditionalBase, conditional_loss
+from invdyn.models.density import flow_log_prob
+from invdyn.models.solvers import QUARTER_TURN, Velocity, get_solver
+from invdyn.models.velocity import NETWORKS, NetworkKind, VelocityNetwork
 
-PredictionKind = Literal["velocity", "target"]
+PredictionKind = Literal["velocity", "target", "angular"]
+FlowBaseKind = Literal["none", "linear", "mlp"]
+
+LARGEST_TARGET = 30.0
+"""Residuals are clipped to so many spreads in training: early, the spread of a row may be far too small."""
+
+
+class SamplingSetting(NamedTuple):
+    """How samples are drawn.
+
+    Attributes:
+        solver: name of the solver.
+        num_inference_steps: its steps.
+    """
+
+    solver: str
+    num_inference_steps: int
 
 
 class FlowInverseDynamics(InverseDynamics):
@@ -30,20 +51,29 @@ class FlowInverseDynamics(InverseDynamics):
         state_dim: size of one state.
         action_dim: size of one action.
         diffusion_step_embed_dim: size of the time embedding, even.
-        down_dims: widths of the network: the levels of the U-Net, or the hidden layers of the MLP.
+        down_dims: widths of the network: the levels of the U-Net, or the hidden layers of the others.
         num_inference_steps: solver steps of `sample` unless it is told otherwise.
-        network: "unet" (the reference network) or "mlp".
-        prediction: what the network returns: "velocity" x_1 - x_0, or the "target" x_1 itself, which needs the fewest
-            steps where the action is nearly determined by the transition.
-        base: "linear" to carry noise to the whitened residual of the ridge solution.
+        network: "unet" (the reference network), "film" or "mlp".
+        prediction: what the network returns: "velocity" x_1 - x_0; the "target" x_1 itself, which needs the fewest
+            steps where the action is nearly determined by the transition; or "angular", the velocity along the circle
+            cos(angle) x_0 + sin(angle) x_1 at inputs of unit variance, which gives both the mean (one "euler" step)
+            and calibrated samples (angular solvers).
+        base: "linear" to carry noise to the whitened residual of the ridge solution; "mlp" to put a regression with a
+            spread of its own, trained jointly, on top of it (see `ConditionalBase`); "none".
+        base_dims: hidden layers of the "mlp" base; the network sees the features of the last one.
         normalize: standardise inside the model.
-        solver: "euler" or "midpoint" (two network evaluations per step).
+        solver: name of the solver, see `invdyn.models.solvers`.
+        action_bounds: (low, high), each one number or one per action dimension; None for unbounded actions.
+        at_bounds: what becomes of samples outside: "reflect" or "clip", see `Bounds`.
         history: number of past states.
         horizon: number of actions predicted.
 
     Raises:
-        ConfigError: when a size is below 1, `diffusion_step_embed_dim` is odd, or a name is unknown.
+        ConfigError: when a size is below 1, `diffusion_step_embed_dim` is odd, a name is unknown, or the bounds are
+            no intervals of `action_dim` numbers.
     """
+
+    residual_spread: Tensor
 
     def __init__(
         self,
@@ -55,42 +85,71 @@ class FlowInverseDynamics(InverseDynamics):
         *,
         network: NetworkKind = "unet",
         prediction: PredictionKind = "velocity",
-        base: BaseKind = "linear",
+        base: FlowBaseKind = "linear",
+        base_dims: Sequence[int] = (128, 128, 128),
         normalize: bool = True,
         solver: str = "euler",
+        action_bounds: ActionBounds | None = None,
+        at_bounds: BoundRule = "reflect",
         history: int = 0,
         horizon: int = 1,
     ) -> None:
-        super().__init__(state_dim, action_dim, history=history, horizon=horizon, base=base, normalize=normalize)
+        super().__init__(
+            state_dim,
+            action_dim,
+            history=history,
+            horizon=horizon,
+            base="none" if base == "none" else "linear",
+            normalize=normalize,
+        )
         if diffusion_step_embed_dim < 2 or diffusion_step_embed_dim % 2:
             raise ConfigError(f"diffusion_step_embed_dim must be even and positive, got {diffusion_step_embed_dim}")
-        if not down_dims or min(down_dims) < 1:
-            raise ConfigError(f"down_dims must be one or more positive widths, got {list(down_dims)}")
-        if network not in NETWORKS:
-            raise ConfigError(f"network must be one of {', '.join(NETWORKS)}, got {network!r}")
-        if prediction not in get_args(PredictionKind):
-            raise ConfigError(f"prediction must be velocity or target, got {prediction!r}")
+        _check_widths("down_dims", down_dims)
+        _check_name("network", network, NETWORKS)
+        _check_name("prediction", prediction, get_args(PredictionKind))
+        _check_name("base", base, get_args(FlowBaseKind))
         get_solver(solver)
         _check_steps(num_inference_steps)
         self.num_inference_steps = num_inference_steps
         self.prediction = prediction
         self.solver = solver
-        self.network = NETWORKS[network](self.target_dim, self.context_dim, diffusion_step_embed_dim, down_dims)
+        self.conditional: ConditionalBase | None = None
+        features = 0
+        if base == "mlp":
+            _check_widths("base_dims", base_dims)
+            self.conditional, features = ConditionalBase(self.context_dim, self.target_dim, base_dims), base_dims[-1]
+            self.register_buffer("residual_spread", torch.ones(self.target_dim))
+        self.network: VelocityNetwork = NETWORKS[network](
+            self.target_dim, self.context_dim + features, diffusion_step_embed_dim, down_dims
+        )
+        self.bounds = Bounds(action_bounds, at_bounds, action_dim, horizon) if action_bounds is not None else None
+        self.validated: frozenset[SamplingSetting] | None = None
 
     @override
     def encoded_loss(
         self, context: Float[Tensor, "batch context"], target: Float[Tensor, "batch target"], noise: Noise
     ) -> Float[Tensor, ""]:
-        """Return the mean squared error of the network's prediction at x_t, t uniform.
+        """Return the mean squared error of the network's prediction at x_t, plus the loss of an "mlp" base.
 
         Args:
             context: (batch, context_dim), from `encode`.
-            target: (batch, target_dim), from `encode`: x_1.
+            target: (batch, target_dim), from `encode`: x_1, or with an "mlp" base what x_1 is the residual of.
             noise: x_0 (batch, target_dim) and t (batch, 1), from `draw_noise`.
         """
-        x_0, t = noise
-        prediction = self.network(torch.lerp(x_0, target, t), t, context)
-        return functional.mse_loss(prediction, target if self.prediction == "target" else target - x_0)
+        if self.conditional is None:
+            return self._flow_loss(context, target, *noise)
+        found: Conditional = self.conditional(context)
+        x_1 = ((target - found.mean) * torch.exp(-found.log_scale)).detach().clamp(-LARGEST_TARGET, LARGEST_TARGET)
+        with_features = torch.cat([context, found.features.detach()], dim=1)
+        return conditional_loss(found, target) + self._flow_loss(with_features, x_1, *noise)
+
+    def _flow_loss(self, context: Tensor, x_1: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
+        if self.prediction == "angular":  # t is the share of the quarter turn
+            sine, cosine = (QUARTER_TURN * t).sin(), (QUARTER_TURN * t).cos()
+            prediction = self.network(cosine * x_0 + sine * x_1, t, context)
+            return functional.mse_loss(prediction, cosine * x_1 - sine * x_0)
+        prediction = self.network(torch.lerp(x_0, x_1, t), t, context)
+        return functional.mse_loss(prediction, x_1 if self.prediction == "target" else x_1 - x_0)
 
     @override
     def draw_noise(
@@ -99,6 +158,38 @@ class FlowInverseDynamics(InverseDynamics):
         """Draw x_0 ~ N(0, I), (batch, target_dim), and t ~ U[0, 1), (batch, 1)."""
         x_0 = torch.randn(batch_size, self.target_dim, generator=generator, device=device)
         return x_0, torch.rand(batch_size, 1, generator=generator, device=device)
+
+    @override
+    def decode(
+        self, target: Float[Tensor, "samples batch target"], mean: Float[Tensor, "batch target"]
+    ) -> Float[Tensor, "samples batch *horizon action_dim"]:
+        """Return actions in physical units, inside the bounds if there are any."""
+        action = super().decode(target, mean)
+        if self.bounds is None:
+            return action
+        inside: Tensor = self.bounds(action.reshape(target.shape))
+        return inside.reshape(action.shape)
+
+    def use_sampling(self, chosen: SamplingSetting, validated: Iterable[SamplingSetting]) -> None:
+        """Sample with `chosen` from now on, and refuse what is not among `validated`."""
+        self.num_inference_steps, self.solver = chosen.num_inference_steps, chosen.solver
+        self.validated = frozenset(validated) | {chosen}
+
+    @override
+    def check_sampling(self, num_inference_steps: int | None, solver: str | None) -> None:
+        """Refuse a solver or number of steps that the model was not validated with, if it says with which it was.
+
+        Raises:
+            ConfigError: naming the validated ones.
+        """
+        setting = self._setting(num_inference_steps, solver)
+        if self.validated is not None and setting not in self.validated:
+            known = ", ".join(f"{solver} x {steps}" for solver, steps in sorted(self.validated))
+            raise ConfigError(
+                f"sample needs a solver and a number of steps that the checkpoint was validated with: got "
+                f"{setting.solver} x {setting.num_inference_steps}, validated: {known}; use one of them, or say "
+                "allow_unvalidated=True"
+            )
 
     @override
     def _sample_targets(
@@ -121,22 +212,111 @@ class FlowInverseDynamics(InverseDynamics):
         num_inference_steps: int | None,
         solver: str | None,
     ) -> Float[Tensor, "samples batch target"]:
+        setting = self._setting(num_inference_steps, solver)
+        method = get_solver(setting.solver)
+        if self.conditional is None:
+            return method.integrate(self._velocity(context, self.network), noise, setting.num_inference_steps)
+        found: Conditional = self.conditional(context)
+        with_features = torch.cat([context, found.features], dim=1)
+        x_1 = method.integrate(self._velocity(with_features, self.network), noise, setting.num_inference_steps)
+        return found.mean + found.log_scale.exp() * self.residual_spread * x_1
+
+    def _setting(self, num_inference_steps: int | None, solver: str | None) -> SamplingSetting:
         steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
         _check_steps(steps)
-        return get_solver(solver or self.solver).integrate(self._velocity(context), noise, steps)
+        name = solver or self.solver
+        get_solver(name)
+        return SamplingSetting(name, steps)
 
-    def _velocity(self, context: Float[Tensor, "batch context"]) -> Velocity:
+    def _velocity(self, context: Float[Tensor, "batch context"], network: VelocityNetwork) -> Velocity:
         """Return the velocity field of fixed transitions; the work that depends on them alone is done once, here."""
-        embedded = self.network.embed_context(context)
+        embedded = network.embed_context(context)
 
-        def velocity(x: Tensor, t: float) -> Tensor:
-            time = self.network.embed_time(torch.full((1, 1), t, device=x.device))
-            prediction = self.network.combine(x, embedded + time)
-            return prediction if self.prediction == "velocity" else (prediction - x) / (1.0 - t)
+        def predict(x: Tensor, t: float) -> Tensor:
+            return network.combine(x, embedded + network.embed_time(torch.full_like(embedded[:1, :1], t)))
 
-        return velocity
+        def of_target(x: Tensor, t: float) -> Tensor:
+            return (predict(x, t) - x) / (1.0 - t)
+
+        def of_angle(x: Tensor, t: float) -> Tensor:
+            sigma = math.hypot(t, 1.0 - t)
+            y = x / sigma
+            turned = predict(y, math.atan2(t, 1.0 - t) / QUARTER_TURN)
+            return turned.add(y, alpha=2.0 * t - 1.0) / sigma
+
+        return {"velocity": predict, "target": of_target, "angular": of_angle}[self.prediction]
+
+    @override
+    def log_prob(
+        self,
+        state: Float[Tensor, "batch window_dim"],
+        action: Float[Tensor, "batch *horizon action_dim"],
+        next_state: Float[Tensor, "batch state_dim"],
+    ) -> Float[Tensor, " batch"]:
+        """Return ln p(action | state, next_state) in nats of the flow solved exactly; see `InverseDynamics.log_prob`.
+
+        It is the density of `sample` in the limit of many steps. Outside the bounds it is -inf; samples that the bounds
+        reflect count where they end up.
+
+        Raises:
+            DataError: when a shape does not fit the model.
+            ConfigError: for prediction "target", whose velocity has no limit at t = 1; for actions on a bound that
+                samples are clipped to, where they have a probability instead of a density; for an action that never
+                varies.
+        """
+        if self.bounds is None:
+            return super().log_prob(state, action, next_state)
+        flat = action.reshape(len(action), -1)
+        inside = self.bounds.contains(flat)
+        if self.bounds.rule == "clip":
+            self._check_no_mass(flat)
+            log_density = super().log_prob(state, action, next_state)
+        else:
+            images = torch.stack(self.bounds.images(flat))
+            before, after = (states.repeat(len(images), 1) for states in (state, next_state))
+            found = super().log_prob(before, images.reshape(-1, *action.shape[1:]), after)
+            log_density = torch.logsumexp(found.view(len(images), -1), dim=0)
+        return log_density.masked_fill(~inside, -math.inf)
+
+    def _check_no_mass(self, action: Float[Tensor, "batch dims"]) -> None:
+        assert self.bounds is not None
+        if count := int(self.bounds.on_bound(action).sum()):
+            raise ConfigError(
+                f"log_prob needs actions inside the bounds: {count} of {len(action)} lie on one, where clipped samples "
+                "have a probability and no density; leave those rows out, or train with at_bounds: reflect"
+            )
+
+    @override
+    def _target_log_prob(
+        self, context: Float[Tensor, "batch context"], target: Float[Tensor, "batch target"]
+    ) -> Float[Tensor, " batch"]:
+        if self.prediction == "target":
+            raise ConfigError(
+                "log_prob needs prediction velocity or angular: the velocity that prediction target implies, "
+                "(x_1 - x_t) / (1 - t), has no limit at t = 1"
+            )
+        network = copy.deepcopy(self.network).double()
+        if self.conditional is None:
+            return flow_log_prob(self._velocity(context.double(), network), target)
+        with torch.no_grad():
+            found: Conditional = self.conditional(context)
+            scale = found.log_scale.double().exp() * self.residual_spread.double()
+            with_features = torch.cat([context, found.features], dim=1).double()
+            x_1 = (target - found.mean.double()) / scale
+        return flow_log_prob(self._velocity(with_features, network), x_1) - scale.log().sum(dim=1)
 
 
 def _check_steps(num_inference_steps: int) -> None:
     if num_inference_steps < 1:
         raise ConfigError(f"num_inference_steps must be 1 or more, got {num_inference_steps}")
+
+
+def _check_widths(name: str, widths: Sequence[int]) -> None:
+    if not widths or min(widths) < 1:
+        raise ConfigError(f"{name} must be one or more positive widths, got {list(widths)}")
+
+
+def _check_name(key: str, value: str, known: Iterable[str]) -> None:
+    names = tuple(known)
+    if value not in names:
+        raise ConfigError(f"{key} must be one of {', '.join(names)}, got {value!r}")

@@ -10,14 +10,15 @@ import json
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, PositiveInt, field_validator
 
 from invdyn.config import Config, apply_overrides, nearest, read_yaml, validate
 from invdyn.errors import ConfigError
 from invdyn.models.base import BaseKind, InverseDynamics
-from invdyn.models.flow import FlowInverseDynamics, PredictionKind
+from invdyn.models.bounds import BoundRule
+from invdyn.models.flow import FlowBaseKind, FlowInverseDynamics, PredictionKind
 from invdyn.models.gradient_boosted_trees import GradientBoostedTrees
 from invdyn.models.linear import LinearInverse
 from invdyn.models.mixture_density import CovarianceKind, GaussianRegression, MixtureDensity
@@ -25,11 +26,14 @@ from invdyn.models.mlp_regression import MLPRegression
 from invdyn.models.nearest_neighbours import NearestNeighbours
 from invdyn.models.physical_oracle import PhysicalOracle
 from invdyn.models.recipe import TrainingRecipe
+from invdyn.models.solvers import SolverName
 from invdyn.models.velocity import NetworkKind
 
 TARGET_KEY = "_target_"
+UNCHOSEN_STEPS = 4
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+Bound = float | tuple[float, ...]
 Widths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
 
@@ -64,16 +68,24 @@ class ModelConfig(Config):
 
 
 class FlowConfig(ModelConfig):
-    """Config of `FlowInverseDynamics`; attributes as its arguments."""
+    """Config of `FlowInverseDynamics`; attributes as its arguments.
+
+    Attributes:
+        num_inference_steps: null to choose solver and steps on the validation split when training ends (or to take
+            `UNCHOSEN_STEPS` where there is none).
+    """
 
     diffusion_step_embed_dim: PositiveInt = 16
     down_dims: Widths = (16, 32, 64)
-    num_inference_steps: PositiveInt = 10
+    num_inference_steps: PositiveInt | None = 10
     network: NetworkKind = "unet"
     prediction: PredictionKind = "velocity"
-    base: BaseKind = "linear"
+    base: FlowBaseKind = "linear"
+    base_dims: Widths = (128, 128, 128)
     normalize: bool = True
-    solver: Literal["euler", "midpoint"] = "euler"
+    solver: SolverName = "euler"
+    action_bounds: tuple[Bound, Bound] | None = None
+    at_bounds: BoundRule = "reflect"
 
     @field_validator("diffusion_step_embed_dim")
     @classmethod
@@ -89,12 +101,15 @@ class FlowConfig(ModelConfig):
             action_dim,
             self.diffusion_step_embed_dim,
             self.down_dims,
-            self.num_inference_steps,
+            self.num_inference_steps or UNCHOSEN_STEPS,
             network=self.network,
             prediction=self.prediction,
             base=self.base,
+            base_dims=self.base_dims,
             normalize=self.normalize,
             solver=self.solver,
+            action_bounds=self.action_bounds,
+            at_bounds=self.at_bounds,
             history=history,
             horizon=horizon,
         )

@@ -18,7 +18,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-NetworkKind = Literal["unet", "mlp"]
+from invdyn.errors import ConfigError
+
+NetworkKind = Literal["unet", "film", "mlp"]
 
 
 class VelocityNetwork(nn.Module, ABC):
@@ -122,11 +124,33 @@ class UNetVelocity(VelocityNetwork):
         return embedding
 
 
-class MLPVelocity(VelocityNetwork):
-    """A plain MLP on [context, x_t, sin and cos of low frequencies of t].
+class TimeFeatures(nn.Module):
+    """sin and cos of t at frequencies from pi to 8 pi.
 
-    Frequencies run from pi to 8 pi: the fields of a flow vary slowly in time, and features that vary fast are noise to
-    be averaged out (Gaussian Fourier features of scale 16 cost an order of magnitude in error at equal training).
+    The fields of a flow vary slowly in time, and features that vary fast are noise to be averaged out (Gaussian Fourier
+    features of scale 16 cost an order of magnitude in error at equal training).
+
+    Args:
+        embed_dim: number of features, even.
+    """
+
+    frequencies: Tensor
+    phases: Tensor
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        frequencies = math.pi * 2.0 ** torch.linspace(0.0, 3.0, embed_dim // 2)
+        self.register_buffer("frequencies", frequencies.repeat(2), persistent=False)
+        phases = torch.tensor([0.0, math.pi / 2]).repeat_interleave(embed_dim // 2)
+        self.register_buffer("phases", phases, persistent=False)
+
+    def forward(self, t: Float[Tensor, "times 1"]) -> Float[Tensor, "times features"]:
+        """Return the features of each time."""
+        return torch.addcmul(self.phases, t, self.frequencies).sin_()
+
+
+class MLPVelocity(VelocityNetwork):
+    """A plain MLP on [context, x_t, time features].
 
     Args:
         dim: size of x_t.
@@ -135,25 +159,19 @@ class MLPVelocity(VelocityNetwork):
         widths: width of each hidden layer.
     """
 
-    time_frequencies: Tensor
-    time_phases: Tensor
-
     def __init__(self, dim: int, context_dim: int, embed_dim: int, widths: Sequence[int]) -> None:
         super().__init__()
         self.sizes = [context_dim, dim, embed_dim]
         self.first = nn.Linear(sum(self.sizes), widths[0])
         self.hidden = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
         self.output = nn.Linear(widths[-1], dim)
-        frequencies = math.pi * 2.0 ** torch.linspace(0.0, 3.0, embed_dim // 2)
-        self.register_buffer("time_frequencies", frequencies.repeat(2), persistent=False)
-        phases = torch.tensor([0.0, math.pi / 2]).repeat_interleave(embed_dim // 2)
-        self.register_buffer("time_phases", phases, persistent=False)
+        self.time = TimeFeatures(embed_dim)
 
     def forward(
         self, x: Float[Tensor, "batch dim"], t: Float[Tensor, "batch 1"], context: Float[Tensor, "batch context"]
     ) -> Float[Tensor, "batch dim"]:
         """Return the prediction at x_t = `x`."""
-        return self._after_first(self.first(torch.cat([context, x, self._time(t)], dim=1)))
+        return self._after_first(self.first(torch.cat([context, x, self.time(t)], dim=1)))
 
     def embed_context(self, context: Float[Tensor, "batch context"]) -> Float[Tensor, "batch embedding"]:
         """Return the share of the context in the first layer, with its bias."""
@@ -163,7 +181,7 @@ class MLPVelocity(VelocityNetwork):
     def embed_time(self, t: Float[Tensor, "times 1"]) -> Float[Tensor, "times embedding"]:
         """Return the share of the time in the first layer."""
         _, _, weight = torch.split(self.first.weight, self.sizes, dim=1)
-        return functional.linear(self._time(t), weight)
+        return functional.linear(self.time(t), weight)
 
     def combine(
         self, x: Float[Tensor, "*samples batch dim"], embedding: Float[Tensor, "batch embedding"]
@@ -172,9 +190,6 @@ class MLPVelocity(VelocityNetwork):
         _, weight, _ = torch.split(self.first.weight, self.sizes, dim=1)
         return self._after_first(functional.linear(x, weight).add_(embedding))
 
-    def _time(self, t: Tensor) -> Tensor:
-        return torch.addcmul(self.time_phases, t, self.time_frequencies).sin_()
-
     def _after_first(self, h: Tensor) -> Tensor:
         for layer in self.hidden:
             h = layer(functional.silu(h))
@@ -182,7 +197,72 @@ class MLPVelocity(VelocityNetwork):
         return result
 
 
-NETWORKS: dict[NetworkKind, type[UNetVelocity | MLPVelocity]] = {"unet": UNetVelocity, "mlp": MLPVelocity}
+class FiLMVelocity(VelocityNetwork):
+    """A residual MLP on [x_t, time features] whose blocks are scaled and shifted by the context.
+
+    Source: Perez, Strub, de Vries, Dumoulin & Courville, "FiLM: Visual Reasoning with a General Conditioning Layer"
+    (2018).
+
+    Args:
+        dim: size of x_t.
+        context_dim: size of the context.
+        embed_dim: number of time features, even.
+        widths: width of each block; all equal, since a block adds to its input.
+
+    Raises:
+        ConfigError: when the widths differ.
+    """
+
+    def __init__(self, dim: int, context_dim: int, embed_dim: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        width = widths[0]
+        if set(widths) != {width}:
+            raise ConfigError(f"down_dims of network film must all be equal, got {list(widths)}")
+        self.width, self.num_blocks = width, len(widths)
+        self.time = TimeFeatures(embed_dim)
+        self.time_embedding = nn.Linear(embed_dim, width, bias=False)
+        self.context_embedding = nn.Sequential(
+            nn.Linear(context_dim, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, 2 * width * len(widths)),
+        )
+        self.input = nn.Linear(dim, width)
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in widths)
+        self.output = nn.Linear(width, dim)
+
+    def forward(
+        self, x: Float[Tensor, "batch dim"], t: Float[Tensor, "batch 1"], context: Float[Tensor, "batch context"]
+    ) -> Float[Tensor, "batch dim"]:
+        """Return the prediction at x_t = `x`."""
+        return self.combine(x, self.embed_context(context) + self.embed_time(t))
+
+    def embed_context(self, context: Float[Tensor, "batch context"]) -> Float[Tensor, "batch embedding"]:
+        """Return the scales and shifts of all blocks."""
+        return functional.pad(self.context_embedding(context), (0, self.width))
+
+    def embed_time(self, t: Float[Tensor, "times 1"]) -> Float[Tensor, "times embedding"]:
+        """Return the share of the time in the input, behind zeros for the scales and shifts."""
+        return functional.pad(self.time_embedding(self.time(t)), (2 * self.width * self.num_blocks, 0))
+
+    def combine(
+        self, x: Float[Tensor, "*samples batch dim"], embedding: Float[Tensor, "batch embedding"]
+    ) -> Float[Tensor, "*samples batch dim"]:
+        """Return the prediction from x_t and the sum of both embeddings."""
+        *modulations, time = embedding.split(self.width, dim=-1)
+        h = self.input(x) + time
+        for block, scale, shift in zip(self.blocks, modulations[::2], modulations[1::2], strict=True):
+            h = h + block(functional.silu(torch.addcmul(h + shift, h, scale)))
+        result: Tensor = self.output(functional.silu(h))
+        return result
+
+
+NETWORKS: dict[NetworkKind, type[UNetVelocity | FiLMVelocity | MLPVelocity]] = {
+    "unet": UNetVelocity,
+    "film": FiLMVelocity,
+    "mlp": MLPVelocity,
+}
 
 
 def _block(inputs: int, width: int) -> nn.Sequential:

@@ -2,7 +2,8 @@
 
 `model.safetensors` (the weights to use: the moving average where there is one), `config.yaml` (the run),
 `metrics.json`, and `trainer_state.pt` (raw weights, moving average, optimizer, epoch), which is only ever loaded with
-weights_only=True.
+weights_only=True. When training has ended, a flow's checkpoint also gets `sampling.json`: the solver and steps to use,
+and what others give and cost.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 import os
 import pickle
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from invdyn.errors import DataError
+from invdyn.errors import ConfigError, DataError
 from invdyn.models.base import InverseDynamics
 from invdyn.models.constant_dims import WithConstantDims
+from invdyn.models.flow import FlowInverseDynamics, SamplingSetting
 from invdyn.models.registry import build_model
 from invdyn.training.run_config import CONFIG_FILE, RunConfig, resolve_device
 
@@ -31,6 +34,7 @@ CHECKPOINTS = "checkpoints"
 WEIGHTS_FILE = "model.safetensors"
 METRICS_FILE = "metrics.json"
 STATE_FILE = "trainer_state.pt"
+SAMPLING_FILE = "sampling.json"
 KEEP_LATEST = 2
 SELECTION_METRIC = "val_loss"
 
@@ -110,6 +114,7 @@ def load_checkpoint(path: str | Path, device: str | None = "cpu") -> Checkpoint:
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"checkpoint cannot be loaded: {folder / WEIGHTS_FILE}: {reason}") from None
+    _apply_sampling(model, folder)
     run_dir = folder.parent.parent if folder.parent.name == CHECKPOINTS else folder
     return Checkpoint(folder, run_dir, model.to(resolve_device(device)).eval(), config, read_metrics(folder))
 
@@ -125,6 +130,57 @@ def load_model(path: str | Path, device: str | None = "cpu") -> InverseDynamics:
     if constant is None or not (constant.state or constant.action):
         return checkpoint.model
     return WithConstantDims(checkpoint.model, constant.state, constant.action).to(checkpoint.model.device).eval()
+
+
+def write_sampling(
+    folder: Path, chosen: SamplingSetting, curve: Sequence[Mapping[str, Any]], residual_spread: Sequence[float] | None
+) -> None:
+    """Write `sampling.json` of a checkpoint.
+
+    Args:
+        folder: of the checkpoint.
+        chosen: what `sample` uses unless it is told otherwise.
+        curve: quality and cost of each validated setting; see `SettingQuality`.
+        residual_spread: calibrated spread of each target dimension of an "mlp" base.
+    """
+    values = {"chosen": chosen._asdict(), "residual_spread": residual_spread, "curve": list(curve)}
+    temporary = folder / f".{SAMPLING_FILE}.tmp"
+    temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
+    temporary.replace(folder / SAMPLING_FILE)
+
+
+def choose_sampling(folder: Path, chosen: SamplingSetting) -> None:
+    """Make another setting the one that a checkpoint's model samples with, if it has chosen one."""
+    if (values := _read_sampling(folder)) is not None:
+        write_sampling(folder, chosen, values["curve"], values["residual_spread"])
+
+
+def _apply_sampling(model: InverseDynamics, folder: Path) -> None:
+    values = _read_sampling(folder)
+    if values is None or not isinstance(model, FlowInverseDynamics):
+        return
+    try:
+        settings = [
+            SamplingSetting(v["solver"], v["num_inference_steps"]) for v in (values["chosen"], *values["curve"])
+        ]
+        for setting in settings:
+            model.check_sampling(setting.num_inference_steps, setting.solver)
+        if values["residual_spread"] is not None:
+            model.residual_spread.copy_(torch.tensor(values["residual_spread"]))
+    except (LookupError, TypeError, RuntimeError, AttributeError, ConfigError) as error:
+        raise DataError(f"sampling settings do not fit the model: {folder / SAMPLING_FILE}: {error}") from None
+    model.use_sampling(settings[0], settings)
+
+
+def _read_sampling(folder: Path) -> dict[str, Any] | None:
+    path = folder / SAMPLING_FILE
+    if not path.is_file():
+        return None
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"sampling settings cannot be read: {path}: {error}") from None
+    return values
 
 
 def load_trainer_state(folder: Path, device: torch.device) -> dict[str, Any]:

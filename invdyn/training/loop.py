@@ -29,6 +29,7 @@ from invdyn.training.checkpoint import (
 from invdyn.training.compiled import has_compiler
 from invdyn.training.record import EVALUATIONS, Clock, Recorder, is_due, losses_text
 from invdyn.training.run_config import RunConfig
+from invdyn.training.sampling import settle_sampling
 from invdyn.training.tracking import Tracker
 from invdyn.training.trainer import Trainer
 from invdyn.training.validation import Validation
@@ -84,6 +85,8 @@ def train_loop(config: RunConfig, worker: Worker) -> Metrics:
         metrics = _run_epochs(config, worker, trainer, batches, recorder, epoch)
         if not metrics and epoch == config.training.num_epochs:  # the run had ended already
             metrics = read_metrics(list_checkpoints(config.run_dir)[-1])
+        if validation is not None:
+            settle_sampling(config, trainer.average.eval(), validation)
         if tracker:
             tracker.summarize(worker.on_trained(trainer.average.eval()))
         failed = False

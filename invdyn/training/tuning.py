@@ -17,7 +17,8 @@ import yaml
 from invdyn import storage
 from invdyn.errors import ConfigError, DataError
 from invdyn.evaluation.quality import StepQuality
-from invdyn.training.checkpoint import list_checkpoints
+from invdyn.models.flow import SamplingSetting
+from invdyn.training.checkpoint import choose_sampling, list_checkpoints
 from invdyn.training.distributed import cluster_resources
 from invdyn.training.run_config import CONFIG_FILE, RunConfig, resolve_device
 from invdyn.training.sweep_config import SWEEP_FILE, SweepConfig
@@ -165,6 +166,8 @@ def copy_best(row: SweepRow, folder: Path) -> None:
     config = RunConfig.load(source)
     if row.num_inference_steps is not None and hasattr(config.model, "num_inference_steps"):
         config = config.replace(model=config.model.replace(num_inference_steps=row.num_inference_steps))
+        solver = getattr(config.model, "solver", "")
+        choose_sampling(temporary, SamplingSetting(solver, row.num_inference_steps))
     (temporary / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     temporary.replace(folder)

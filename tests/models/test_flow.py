@@ -10,7 +10,7 @@ from torch import Tensor
 
 from invdyn.errors import ConfigError
 from invdyn.models import FlowInverseDynamics
-from invdyn.models.flow import PredictionKind
+from invdyn.models.flow import PredictionKind, SamplingSetting
 from invdyn.models.velocity import NetworkKind
 from tests.models.rows import make_rows, moments_of
 
@@ -19,7 +19,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("network", ["unet", "mlp"])
+@pytest.mark.parametrize("network", ["unet", "film", "mlp"])
 @pytest.mark.parametrize("prediction", ["velocity", "target"])
 def test_sampling_is_euler_on_the_plain_network(network: NetworkKind, prediction: PredictionKind) -> None:
     rows = make_rows(rows=16)
@@ -122,7 +122,7 @@ def test_both_branches_of_a_bimodal_posterior_are_sampled() -> None:
         ({"diffusion_step_embed_dim": 5}, "diffusion_step_embed_dim must be even and positive, got 5"),
         ({"down_dims": ()}, r"down_dims must be one or more positive widths, got \[\]"),
         ({"down_dims": (8, 0)}, r"down_dims must be one or more positive widths, got \[8, 0\]"),
-        ({"solver": "heun"}, "solver must be one of euler, midpoint"),
+        ({"solver": "heun"}, "solver must be one of euler, midpoint, angular_euler, angular_midpoint"),
         ({"num_inference_steps": 0}, "num_inference_steps must be 1 or more, got 0"),
     ],
 )
@@ -131,19 +131,49 @@ def test_bad_arguments(options: dict[str, Any], message: str) -> None:
         FlowInverseDynamics(3, 2, **options)
 
 
+def test_the_mean_and_spread_of_an_mlp_base() -> None:
+    """One straight step gives the mean, one angular step a sample of the right spread."""
+    generator = seeded(1)
+    state, change, noise = (torch.randn(32768, 1, generator=generator) for _ in range(3))
+    action = torch.sin(2 * change) + (0.05 + 0.2 * (state > 0)) * noise
+    options = {"prediction": "angular", "base": "mlp", "base_dims": (64, 64)}
+    model = trained(state, action, state + change, steps=800, **options)
+    probe_state, probe_change = torch.tensor([[-1.0], [1.0]]), torch.tensor([[0.5], [-0.3]])
+    first, samples = (
+        model.sample(probe_state, probe_state + probe_change, 4000, num_inference_steps=1, solver=s)[..., 0]
+        for s in ("euler", "angular_euler")
+    )
+    torch.testing.assert_close(first.mean(dim=0), torch.sin(2 * probe_change)[:, 0], rtol=0, atol=0.05)
+    assert (first.std(dim=0) < torch.tensor([0.02, 0.1])).all()
+    torch.testing.assert_close(samples.std(dim=0), torch.tensor([0.05, 0.25]), rtol=0, atol=0.06)
+
+
+def test_only_validated_ways_of_sampling_are_accepted() -> None:
+    model = FlowInverseDynamics(3, 2, 4, (8,))
+    states = torch.zeros(4, 3), torch.zeros(4, 3)
+    model.sample(*states, num_inference_steps=3, solver="midpoint")
+    model.use_sampling(SamplingSetting("midpoint", 5), [SamplingSetting("euler", 2)])
+    own = model.sample(*states, generator=seeded(0))
+    assert torch.equal(own, model.sample(*states, num_inference_steps=5, solver="midpoint", generator=seeded(0)))
+    model.sample(*states, num_inference_steps=2, solver="euler")
+    with pytest.raises(ConfigError, match="got euler x 3, validated: euler x 2, midpoint x 5; use one of them"):
+        model.sample(*states, num_inference_steps=3, solver="euler")
+    model.sample(*states, num_inference_steps=3, solver="euler", allow_unvalidated=True)
+
+
 def test_bad_arguments_of_sample() -> None:
     model = FlowInverseDynamics(3, 2, 4, (8,))
     with pytest.raises(ConfigError, match="num_inference_steps must be 1 or more, got 0"):
         model.sample(torch.zeros(1, 3), torch.zeros(1, 3), num_inference_steps=0)
-    with pytest.raises(ConfigError, match="solver must be one of euler, midpoint, got 'rk4'"):
+    with pytest.raises(ConfigError, match=r"solver must be one of .*, got 'rk4'"):
         model.sample(torch.zeros(1, 3), torch.zeros(1, 3), solver="rk4")
 
 
 COMPILE = """
 import torch
 from invdyn.models import FlowInverseDynamics
-for network in ("unet", "mlp"):
-    model = FlowInverseDynamics(3, 2, 4, (8, 8), network=network)
+for network in ("unet", "film", "mlp"):
+    model = FlowInverseDynamics(3, 2, 4, (8, 8), network=network, base="mlp", base_dims=(8,), prediction="angular")
     context, target, noise = torch.randn(5, 6), torch.randn(5, 2), model.draw_noise(5)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(context, target, *noise), model(context, target, *noise))

@@ -52,6 +52,8 @@ MODELS: dict[str, Build] = {
     "unet_reference": flow(network="unet", base="none", normalize=False),
     "mlp_velocity": flow(network="mlp"),
     "mlp_target": flow(network="mlp", prediction="target", base="none"),
+    "mlp_angular": flow(network="mlp", prediction="angular", solver="angular_midpoint"),
+    "film_on_mlp": flow(network="film", down_dims=(8, 8), prediction="angular", base="mlp", base_dims=(8, 12)),
     "mlp_raw_base": flow(network="mlp", normalize=False, solver="midpoint"),
 }
 POINTS = ("linear", "mlp_regression", "trees")

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.nn import LayerNorm, Linear
 
+from invdyn.errors import ConfigError
 from invdyn.models import FlowInverseDynamics
-from invdyn.models.velocity import NETWORKS, MLPVelocity, NetworkKind, UNetVelocity
+from invdyn.models.velocity import NETWORKS, NetworkKind, TimeFeatures, UNetVelocity
 
 
 def test_the_reference_network_has_its_number_of_parameters() -> None:
@@ -28,7 +29,7 @@ def test_the_reference_network_has_its_layers() -> None:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_split_for_sampling_equals_the_plain_forward(network: NetworkKind) -> None:
     torch.manual_seed(0)
-    net = NETWORKS[network](dim=2, context_dim=6, embed_dim=8, widths=(16, 32))
+    net = NETWORKS[network](dim=2, context_dim=6, embed_dim=8, widths=(16, 16))
     x, context = torch.randn(3, 5, 2), torch.randn(5, 6)
     embedded = net.embed_context(context)
     for t in (0.0, 0.37, 0.9):
@@ -56,8 +57,13 @@ def test_context_work_is_done_once_per_transition_and_call(
 
 
 def test_time_features_are_low_frequencies() -> None:
-    network = MLPVelocity(dim=1, context_dim=2, embed_dim=8, widths=(4,))
+    time = TimeFeatures(8)
     expected = torch.pi * torch.tensor([1.0, 2.0, 4.0, 8.0])
-    torch.testing.assert_close(network.time_frequencies[:4], expected)
-    features = network._time(torch.tensor([[0.25]]))
+    torch.testing.assert_close(time.frequencies[:4], expected)
+    features = time(torch.tensor([[0.25]]))
     torch.testing.assert_close(features, torch.cat([(0.25 * expected).sin(), (0.25 * expected).cos()])[None])
+
+
+def test_the_blocks_of_film_have_one_width() -> None:
+    with pytest.raises(ConfigError, match=r"down_dims of network film must all be equal, got \[8, 12\]"):
+        FlowInverseDynamics(3, 2, 4, (8, 12), network="film")

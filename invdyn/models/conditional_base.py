@@ -1,0 +1,70 @@
+"""The mean and spread of an action given its transition: what the flow need not learn.
+
+A flow learns best where its target looks like its noise. This network regresses the target (the residual of the linear
+inverse) and learns how far off it is, so that the flow carries N(0, I) to a residual of about unit spread everywhere:
+where the action is nearly determined, one step of the flow is already a calibrated sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+SCALE_WIDTH = 32
+LOG_SCALE_RANGE = (-16.0, 3.0)
+
+
+class Conditional(NamedTuple):
+    """What is known of a target from its transition alone.
+
+    Attributes:
+        mean: (batch, dim).
+        log_scale: (batch, dim), natural logarithm of the spread.
+        features: (batch, width), of the last hidden layer.
+    """
+
+    mean: Float[Tensor, "batch dim"]
+    log_scale: Float[Tensor, "batch dim"]
+    features: Float[Tensor, "batch width"]
+
+
+class ConditionalBase(nn.Module):
+    """A regression network with a spread per dimension.
+
+    Args:
+        context_dim: size of the context.
+        dim: size of the target.
+        widths: hidden layers.
+    """
+
+    def __init__(self, context_dim: int, dim: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after in pairwise((context_dim, *widths)):
+            layers += [nn.Linear(before, after), nn.SiLU()]
+        self.trunk = nn.Sequential(*layers)
+        self.mean = nn.Linear(widths[-1], dim)
+        self.log_scale = nn.Sequential(nn.Linear(widths[-1], SCALE_WIDTH), nn.SiLU(), nn.Linear(SCALE_WIDTH, dim))
+
+    def forward(self, context: Float[Tensor, "batch context"]) -> Conditional:
+        """Return mean, spread and features; the spread's gradient stops at the features.
+
+        The mean is trained by least squares alone: the likelihood of a spread that may still be wrong would weigh rows
+        by it and slow the mean down by an order of magnitude.
+        """
+        features = self.trunk(context)
+        log_scale = self.log_scale(features.detach()).clamp(*LOG_SCALE_RANGE)
+        return Conditional(self.mean(features), log_scale, features)
+
+
+def conditional_loss(found: Conditional, target: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
+    """Return the mean squared error of the mean plus the Gaussian negative log likelihood of the spread."""
+    error = target - found.mean
+    fixed = error.detach()
+    likelihood = found.log_scale + 0.5 * (fixed * torch.exp(-found.log_scale)).square()
+    return (error.square() + likelihood).mean()

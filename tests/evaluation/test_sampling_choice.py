@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from invdyn.evaluation.metrics import energy_score
+from invdyn.evaluation.sampling_choice import (
+    SettingQuality,
+    calibrate_spread,
+    choose_setting,
+    energy_scores,
+    quality_of_settings,
+)
+from invdyn.models import FlowInverseDynamics
+from invdyn.models.flow import SamplingSetting
+from tests.models.rows import make_rows, moments_of
+
+
+def quality(solver: str, evaluations: int, excess: float, error: float = 0.0) -> SettingQuality:
+    return SettingQuality(solver, evaluations, evaluations, 0.0, 1.0 + excess, excess, error, 0.0)
+
+
+def test_the_cheapest_within_tolerance_is_chosen() -> None:
+    curve = [quality("euler", 1, 0.2), quality("euler", 2, 0.004), quality("angular_euler", 2, 0.003)]
+    best = quality("euler", 16, 0.0)
+    assert choose_setting([*curve, best]) == SamplingSetting("angular_euler", 2)
+    assert choose_setting([curve[0], best]) == SamplingSetting("euler", 16)
+    assert choose_setting([quality("euler", 1, 0.2, error=0.11), best]) == SamplingSetting("euler", 1)
+
+
+def test_energy_scores_average_to_the_energy_score() -> None:
+    random = np.random.default_rng(0)
+    samples, truth, std = random.normal(size=(5, 20, 2)), random.normal(size=(20, 2)), np.array([1.0, 2.0])
+    assert energy_scores(samples, truth, std).mean() == pytest.approx(energy_score(samples, truth, std))
+
+
+def gaussian_model(spread: float) -> FlowInverseDynamics:
+    """N(0, spread^2) for every transition: the flow does nothing, and neither does the regression."""
+    torch.manual_seed(0)
+    model = FlowInverseDynamics(3, 2, 4, (8,), network="mlp", prediction="angular", base="mlp", base_dims=(8,))
+    assert model.conditional is not None
+    last = model.conditional.log_scale[-1]
+    for layer in (model.network.output, model.conditional.mean, last):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    torch.nn.init.constant_(last.bias, float(np.log(spread)))
+    return model.eval()
+
+
+def test_a_wrong_spread_is_calibrated() -> None:
+    random = torch.Generator().manual_seed(0)
+    rows = {"state": torch.zeros(2000, 3), "next_state": torch.zeros(2000, 3)}
+    rows["action"] = torch.randn(2000, 2, generator=random) * torch.tensor([1.0, 0.5])
+    model = gaussian_model(1.0)
+    calibrate_spread(model, rows)
+    torch.testing.assert_close(model.residual_spread, torch.tensor([1.0, 0.5]), rtol=0.1, atol=0)
+
+
+def test_settings_are_judged_by_the_same_noise() -> None:
+    """The flow that does nothing: an angular step is exact, a straight one loses the spread."""
+    rows = make_rows(rows=500)
+    model = gaussian_model(1.0)
+    model.fit_normalization(moments_of(rows))
+    settings = [SamplingSetting("euler", 1), SamplingSetting("angular_euler", 1), SamplingSetting("angular_euler", 4)]
+    std = rows.action.std(dim=0).double().numpy()
+    curve = quality_of_settings(model, rows._asdict(), std, settings)
+    assert [q.network_evaluations for q in curve] == [1, 1, 4]
+    assert curve[1].energy_score == pytest.approx(curve[2].energy_score)
+    assert curve[0].energy_excess > 5 * curve[0].excess_error > 0
+    assert min(q.energy_excess for q in curve) == 0.0
+    assert choose_setting(curve) == SamplingSetting("angular_euler", 1)
+    assert all(q.us_per_action > 0 for q in curve)
