@@ -136,19 +136,32 @@ class FlowInverseDynamics(InverseDynamics):
             target: (batch, target_dim), from `encode`: x_1, or with an "mlp" base what x_1 is the residual of.
             noise: x_0 (batch, target_dim) and t (batch, 1), from `draw_noise`.
         """
-        if self.conditional is None:
-            return self._flow_loss(context, target, *noise)
-        found: Conditional = self.conditional(context)
+        seen, found = self.condition(context)
+        if found is None:
+            return self.flow_loss(seen, target, *noise)
         x_1 = ((target - found.mean) * torch.exp(-found.log_scale)).detach().clamp(-LARGEST_TARGET, LARGEST_TARGET)
-        with_features = torch.cat([context, found.features.detach()], dim=1)
-        return conditional_loss(found, target) + self._flow_loss(with_features, x_1, *noise)
+        return conditional_loss(found, target) + self.flow_loss(seen.detach(), x_1, *noise)
 
-    def _flow_loss(self, context: Tensor, x_1: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
-        if self.prediction == "angular":  # t is the share of the quarter turn
+    def flow_loss(
+        self,
+        seen: Float[Tensor, "batch seen"],
+        x_1: Float[Tensor, "batch target"],
+        x_0: Float[Tensor, "batch target"],
+        t: Float[Tensor, "batch 1"],
+    ) -> Float[Tensor, ""]:
+        """Return the mean squared error of the network's prediction between pairs of noise and target.
+
+        Args:
+            seen: of `condition`.
+            x_1: as `carry` returns it.
+            x_0: noise.
+            t: in [0, 1); for prediction "angular" the share of the quarter turn.
+        """
+        if self.prediction == "angular":
             sine, cosine = (QUARTER_TURN * t).sin(), (QUARTER_TURN * t).cos()
-            prediction = self.network(cosine * x_0 + sine * x_1, t, context)
+            prediction = self.network(cosine * x_0 + sine * x_1, t, seen)
             return functional.mse_loss(prediction, cosine * x_1 - sine * x_0)
-        prediction = self.network(torch.lerp(x_0, x_1, t), t, context)
+        prediction = self.network(torch.lerp(x_0, x_1, t), t, seen)
         return functional.mse_loss(prediction, x_1 if self.prediction == "target" else x_1 - x_0)
 
     @override
@@ -213,13 +226,25 @@ class FlowInverseDynamics(InverseDynamics):
         solver: str | None,
     ) -> Float[Tensor, "samples batch target"]:
         setting = self._setting(num_inference_steps, solver)
-        method = get_solver(setting.solver)
+        seen, found = self.condition(context)
+        x_1 = self.carry(seen, noise, setting)
+        return x_1 if found is None else found.mean + found.log_scale.exp() * self.residual_spread * x_1
+
+    def condition(
+        self, context: Float[Tensor, "batch context"]
+    ) -> tuple[Float[Tensor, "batch seen"], Conditional | None]:
+        """Return what the network sees of a context, and what an "mlp" base says of its target."""
         if self.conditional is None:
-            return method.integrate(self._velocity(context, self.network), noise, setting.num_inference_steps)
+            return context, None
         found: Conditional = self.conditional(context)
-        with_features = torch.cat([context, found.features], dim=1)
-        x_1 = method.integrate(self._velocity(with_features, self.network), noise, setting.num_inference_steps)
-        return found.mean + found.log_scale.exp() * self.residual_spread * x_1
+        return torch.cat([context, found.features], dim=1), found
+
+    def carry(
+        self, seen: Float[Tensor, "batch seen"], x_0: Float[Tensor, "samples batch target"], setting: SamplingSetting
+    ) -> Float[Tensor, "samples batch target"]:
+        """Return x_1 of noise: the residual of an "mlp" base in units of its spread, else the target itself."""
+        method = get_solver(setting.solver)
+        return method.integrate(self._velocity(seen, self.network), x_0, setting.num_inference_steps)
 
     def _setting(self, num_inference_steps: int | None, solver: str | None) -> SamplingSetting:
         steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
@@ -296,14 +321,13 @@ class FlowInverseDynamics(InverseDynamics):
                 "(x_1 - x_t) / (1 - t), has no limit at t = 1"
             )
         network = copy.deepcopy(self.network).double()
-        if self.conditional is None:
-            return flow_log_prob(self._velocity(context.double(), network), target)
         with torch.no_grad():
-            found: Conditional = self.conditional(context)
+            seen, found = self.condition(context)
+            velocity = self._velocity(seen.double(), network)
+            if found is None:
+                return flow_log_prob(velocity, target)
             scale = found.log_scale.double().exp() * self.residual_spread.double()
-            with_features = torch.cat([context, found.features], dim=1).double()
-            x_1 = (target - found.mean.double()) / scale
-        return flow_log_prob(self._velocity(with_features, network), x_1) - scale.log().sum(dim=1)
+            return flow_log_prob(velocity, (target - found.mean.double()) / scale) - scale.log().sum(dim=1)
 
 
 def _check_steps(num_inference_steps: int) -> None:

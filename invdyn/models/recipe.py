@@ -21,6 +21,8 @@ class TrainingRecipe(Config):
         ema_decay: decay of the moving average of the weights that is kept as the model; null keeps the weights.
         weight_decay: decoupled weight decay (AdamW).
         max_grad_norm: gradients are clipped to this norm; null does not clip.
+        student_steps: of a flow that needs few steps, trained after the run from its samples (`RUN_DIR/student`): its
+            number of Euler steps; null trains none.
         seed: of the weights, the order of the rows and the noise.
     """
 
@@ -32,4 +34,5 @@ class TrainingRecipe(Config):
     ema_decay: float | None = Field(default=0.999, gt=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float | None = Field(default=None, gt=0)
+    student_steps: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=0)

@@ -20,6 +20,7 @@ from invdyn.models.registry import build_model
 from invdyn.training.batches import Share, count_steps
 from invdyn.training.loop import open_store, train_loop
 from invdyn.training.run_config import CONFIG_FILE, RunConfig, resolve_device
+from invdyn.training.student import check_student
 from invdyn.training.tracking import CONSOLE_LOG
 from invdyn.training.worker import Metrics, Worker
 
@@ -66,6 +67,7 @@ def check_run(config: RunConfig, local: bool) -> None:
         storage.check_shared("the dataset", config.dataset_path)
     store = open_store(config)
     model = build_model(config.model, config.state_dim, config.action_dim, config.history, config.horizon)
+    check_student(config)
     if model.trainable:
         Share(config.training.batch_size, 0, config.num_workers)
         count_steps(store.num_rows("train"), config.training.batch_size)

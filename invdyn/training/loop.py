@@ -10,6 +10,7 @@ from torch import Tensor
 from invdyn.errors import DataError, TrainingDiverged
 from invdyn.models.base import InverseDynamics
 from invdyn.models.fitted import FittedModel
+from invdyn.models.flow import FlowInverseDynamics
 from invdyn.models.registry import build_model
 from invdyn.training.batches import (
     Batches,
@@ -30,6 +31,7 @@ from invdyn.training.compiled import has_compiler
 from invdyn.training.record import EVALUATIONS, Clock, Recorder, is_due, losses_text
 from invdyn.training.run_config import RunConfig
 from invdyn.training.sampling import settle_sampling
+from invdyn.training.student import train_student
 from invdyn.training.tracking import Tracker
 from invdyn.training.trainer import Trainer
 from invdyn.training.validation import Validation
@@ -87,6 +89,9 @@ def train_loop(config: RunConfig, worker: Worker) -> Metrics:
             metrics = read_metrics(list_checkpoints(config.run_dir)[-1])
         if validation is not None:
             settle_sampling(config, trainer.average.eval(), validation)
+            if config.training.student_steps is not None:
+                assert isinstance(trainer.average, FlowInverseDynamics)  # check_student
+                train_student(config, trainer.average, store, validation, trainer.total_steps)
         if tracker:
             tracker.summarize(worker.on_trained(trainer.average.eval()))
         failed = False

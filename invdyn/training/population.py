@@ -28,6 +28,7 @@ from invdyn.training.compiled import CompiledStep, has_compiler
 from invdyn.training.loop import COMPILE_PAYS_STEPS, NOISE_STREAM, diverged, make_trainer, open_store, train_loop
 from invdyn.training.record import EVALUATIONS, Clock, Recorder, is_due
 from invdyn.training.run_config import RunConfig
+from invdyn.training.sampling import settle_sampling
 from invdyn.training.tracking import Tracker
 from invdyn.training.trainer import Trainer
 from invdyn.training.validation import Validation
@@ -241,7 +242,9 @@ def _finish(run: _Run) -> Metrics | InvdynError:
         return run.error
     recorder = run.recorder
     metrics = recorder.metrics or read_metrics(list_checkpoints(recorder.config.run_dir)[-1])
-    recorder.tracker.summarize(recorder.worker.on_trained(recorder.trainer.average.eval()))
+    model = recorder.trainer.average.eval()
+    settle_sampling(recorder.config, model, recorder.validation)
+    recorder.tracker.summarize(recorder.worker.on_trained(model))
     run.recorder.metrics = metrics
     return metrics
 

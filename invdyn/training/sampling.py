@@ -23,7 +23,9 @@ from invdyn.training.validation import Validation
 MAX_ROWS = 1024
 
 
-def settle_sampling(config: RunConfig, model: InverseDynamics, validation: Validation) -> None:
+def settle_sampling(
+    config: RunConfig, model: InverseDynamics, validation: Validation, *, calibrate: bool = True
+) -> None:
     """Write `sampling.json` into the best and the last checkpoint of a run; needs validation rows.
 
     A number of steps that the config fixes is kept, and is then the only one that is validated.
@@ -32,6 +34,7 @@ def settle_sampling(config: RunConfig, model: InverseDynamics, validation: Valid
         config: the run.
         model: that of the last checkpoint, in eval mode; its spread is calibrated in place.
         validation: the rows to judge by.
+        calibrate: whether to calibrate the spread.
     """
     found = list_checkpoints(config.run_dir)
     if not found or not isinstance(model, FlowInverseDynamics) or len(validation.encoded[0]) == 0:
@@ -44,7 +47,8 @@ def settle_sampling(config: RunConfig, model: InverseDynamics, validation: Valid
     for folder in dict.fromkeys([find_checkpoint(config.run_dir), found[-1]]):
         of_folder = model if folder == found[-1] else load_checkpoint(folder, str(model.device)).model
         assert isinstance(of_folder, FlowInverseDynamics)
-        calibrate_spread(of_folder, rows, config.training.seed)
+        if calibrate:
+            calibrate_spread(of_folder, rows, config.training.seed)
         curve = quality_of_settings(of_folder, rows, validation.action_std, settings, config.training.seed)
         spread = None if of_folder.conditional is None else of_folder.residual_spread.tolist()
         write_sampling(folder, choose_setting(curve), [asdict(quality) for quality in curve], spread)

@@ -1,0 +1,146 @@
+"""A student that needs few steps: the flow straightened between the teacher's own noise and samples, at its step times.
+
+The straight path between x_0 and the sample that the teacher makes of it never crosses another one's, so a network that
+has learned it goes from x_0 to the sample in few Euler steps. The student only ever evaluates the times of its steps,
+so it is trained at those alone.
+
+Source: Liu, Gong & Liu, "Flow Straight and Fast" (2023), with the times restricted to those of the solver.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from invdyn.errors import ConfigError
+from invdyn.models.flow import FlowInverseDynamics, SamplingSetting
+from invdyn.models.recipe import TrainingRecipe
+from invdyn.models.solvers import QUARTER_TURN
+from invdyn.training.batches import Rows, epoch_generator, load_rows
+from invdyn.training.checkpoint import save_checkpoint
+from invdyn.training.run_config import CONFIG_FILE, RunConfig
+from invdyn.training.sampling import settle_sampling
+from invdyn.training.trainer import learning_rate_at
+from invdyn.training.validation import Validation
+from invdyn.transitions.store import TransitionStore
+
+STUDENT = "student"
+TEACHER = SamplingSetting("angular_midpoint", 12)
+STUDENT_STREAM = 3
+MAX_PAIRS = 400_000
+PAIRS_PER_ROW = 2
+BLOCK_ROWS = 8_192
+STEPS_SHARE = 0.4
+"""Steps of the student per step of the teacher, at the same batch size."""
+
+Pairs = tuple[Float[Tensor, "pairs seen"], Float[Tensor, "pairs target"], Float[Tensor, "pairs target"]]
+
+
+def train_student(
+    config: RunConfig, teacher: FlowInverseDynamics, store: TransitionStore, validation: Validation, teacher_steps: int
+) -> Path:
+    """Train a student of a finished run, and save it as a run of its own.
+
+    Args:
+        config: the teacher's run.
+        teacher: its model, calibrated, in eval mode.
+        store: the dataset.
+        validation: rows to judge the student by.
+        teacher_steps: optimizer steps that the teacher took.
+
+    Returns:
+        The student's run folder, `RUN_DIR/student`.
+    """
+    steps = config.training.student_steps
+    assert steps is not None
+    generator = epoch_generator(config.training.seed, 0, STUDENT_STREAM, teacher.device)
+    pairs = draw_pairs(teacher, load_rows(teacher, store, "train", teacher.device), generator)
+    num_batches = max(1, round(STEPS_SHARE * teacher_steps))
+    student = straighten(teacher, pairs, steps, config.training, num_batches, generator)
+    folder = Path(config.run_dir) / STUDENT
+    model = config.model.replace(num_inference_steps=steps, solver="euler", name=f"{config.model.name}_{STUDENT}")
+    own = config.replace(run_dir=str(folder), model=model)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).write_text(own.to_yaml(), encoding="utf-8")
+    student.num_inference_steps, student.solver = steps, "euler"
+    save_checkpoint(folder, own, num_batches, student.state_dict(), {}, validation.evaluate(student))
+    settle_sampling(own, student, validation, calibrate=False)
+    return folder
+
+
+@torch.no_grad()
+def draw_pairs(teacher: FlowInverseDynamics, rows: Rows, generator: torch.Generator) -> Pairs:
+    """Return what the network sees of training rows, noise, and the samples that the teacher makes of it.
+
+    Args:
+        teacher: in eval mode.
+        rows: encoded.
+        generator: of rows and noise, on the teacher's device where the rows are.
+    """
+    context = rows[0]
+    order = torch.cat([torch.randperm(len(context)) for _ in range(PAIRS_PER_ROW)])[:MAX_PAIRS].to(context.device)
+    seen, _ = teacher.condition(context[order])
+    x_0 = torch.randn(len(order), teacher.target_dim, generator=generator, device=context.device)
+    blocks = zip(seen.split(BLOCK_ROWS), x_0.split(BLOCK_ROWS), strict=True)
+    return seen, x_0, torch.cat([teacher.carry(block, noise[None], TEACHER)[0] for block, noise in blocks])
+
+
+def straighten(
+    teacher: FlowInverseDynamics,
+    pairs: Pairs,
+    num_steps: int,
+    recipe: TrainingRecipe,
+    num_batches: int,
+    generator: torch.Generator,
+) -> FlowInverseDynamics:
+    """Return a copy of the teacher whose network is trained on pairs at the times of `num_steps` Euler steps.
+
+    Args:
+        teacher: where the student starts.
+        pairs: of `draw_pairs`.
+        num_steps: Euler steps of the student.
+        recipe: learning rate (half of it is used), schedule and batch size.
+        num_batches: optimizer steps.
+        generator: of batches and times.
+    """
+    seen, x_0, x_1 = pairs
+    student = copy.deepcopy(teacher)
+    parameters: list[Tensor] = [p.requires_grad_() for p in student.network.parameters()]
+    average = [parameter.detach().clone() for parameter in parameters]
+    optimizer = torch.optim.Adam(parameters, lr=recipe.learning_rate, fused=True)
+    for step in range(num_batches):
+        optimizer.param_groups[0]["lr"] = 0.5 * learning_rate_at(recipe, step, num_batches)
+        size = (recipe.batch_size,)
+        batch = torch.randint(len(seen), size, generator=generator, device=seen.device)
+        index = torch.randint(num_steps, (*size, 1), generator=generator, device=seen.device)
+        time = network_time(index / num_steps, student.prediction)
+        optimizer.zero_grad(set_to_none=True)
+        student.flow_loss(seen[batch], x_1[batch], x_0[batch], time).backward()
+        optimizer.step()
+        decay = min(recipe.ema_decay or 0.0, (1 + step) / (10 + step))
+        torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 1.0 - decay)
+    with torch.no_grad():
+        for parameter, value in zip(parameters, average, strict=True):
+            parameter.copy_(value)
+    return student.requires_grad_(False).eval()
+
+
+def network_time(t: Float[Tensor, "batch 1"], prediction: str) -> Float[Tensor, "batch 1"]:
+    """Return a time of the straight path as the loss of a prediction takes it."""
+    return torch.atan2(t, 1.0 - t) / QUARTER_TURN if prediction == "angular" else t
+
+
+def check_student(config: RunConfig) -> None:
+    """Check that a run can train a student.
+
+    Raises:
+        ConfigError: for a model that is no flow.
+    """
+    if config.training.student_steps is None:
+        return
+    if not hasattr(config.model, "num_inference_steps"):
+        raise ConfigError(f"training.student_steps needs a flow, got {config.model.target}; leave it null")
