@@ -7,7 +7,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 
-from common import add_common_arguments, connect, run_command
+from common import add_common_arguments, connect, plan_tasks, run_command
 
 from invdyn.config import load_config
 from invdyn.envs.collect_config import CollectConfig
@@ -33,7 +33,7 @@ def main() -> None:
             overwrite=args.overwrite,
             local=args.local,
             num_workers=args.num_workers,
-            start=lambda: connect(args),
+            start=lambda: connect(args, plan_tasks(args.num_workers)),
         )
     )
 

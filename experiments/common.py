@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import os
 import sys
@@ -55,13 +56,26 @@ def run_command(main: Callable[[], None]) -> None:
         sys.exit(EXIT_INTERRUPTED)
 
 
-def connect(args: argparse.Namespace, *, uses_data: bool = False) -> None:
-    """Start Ray on this machine, or join the cluster at `--address` or `RAY_ADDRESS`; do nothing with `--local`.
+def connect(
+    args: argparse.Namespace, uses: Callable[[dict[str, float]], str] = lambda _: "", *, uses_data: bool = False
+) -> None:
+    """Start Ray on this machine, or join the cluster at `--address` or `RAY_ADDRESS`; with `--local` start nothing.
 
-    With `uses_data`, Ray Data is imported and made as quiet as the rest: it sets its log level on import. Ray's own
-    chatter is turned off unless INVDYN_RAY_VERBOSE is set: that hides warnings about waiting for resources too.
+    Says on stderr where the command runs, what is there, and what it will use. Ray's own chatter is turned off unless
+    INVDYN_RAY_VERBOSE is set: that hides warnings about waiting for resources too.
+
+    Args:
+        args: the command's flags.
+        uses: from the cluster's resources, those that its autoscaler can add included, to what the command will use of
+            them; raises ConfigError where they are not enough.
+        uses_data: import Ray Data and make it as quiet as the rest: it sets its log level on import.
+
+    Raises:
+        InvdynError: when there is no cluster at the address, or it does not let this machine in.
+        ConfigError: see `uses`.
     """
     if args.local:
+        print(f"local: one process on this machine, {os.cpu_count()} CPUs", file=sys.stderr)
         return
     quiet = not os.environ.get("INVDYN_RAY_VERBOSE")
     defaults = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
@@ -69,29 +83,61 @@ def connect(args: argparse.Namespace, *, uses_data: bool = False) -> None:
         defaults |= {"RAY_AIR_NEW_OUTPUT": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_DEDUP_LOGS": "1"}
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    address = args.address or os.environ.get("RAY_ADDRESS")
+    start_ray(address, args.num_workers or 0, quiet)
+    if uses_data and quiet:
+        importlib.import_module("ray.data")
+
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+    description, resources = describe_cluster(address)
+    plan = uses(resources)
+    print(f"ray: {description}{plan and '; uses '}{plan}", file=sys.stderr)
+
+
+def start_ray(address: str | None, num_workers: int, quiet: bool) -> None:
+    """Join the cluster at an address, or start one on this machine, unless that has been done.
+
+    Raises:
+        InvdynError: when there is no cluster at the address, or it does not let this machine in.
+    """
     import ray  # after the environment: Ray reads it on import
 
     if ray.is_initialized():
         return
-    address = args.address or os.environ.get("RAY_ADDRESS")
     options = {"log_to_driver": not quiet, "logging_level": "ERROR" if quiet else "INFO"}
-    if address:
-        try:
-            ray.init(address=address, **options)
-        except ConnectionError as error:
-            raise InvdynError(
-                f"no Ray cluster at {address}: {' '.join(str(error).split())}; start one or drop --address"
-            ) from None
-    else:
+    if not address:
         # Logical CPUs only schedule: at least two let a two-worker run start on a one-core machine.
-        ray.init(address="local", num_cpus=max(os.cpu_count() or 1, 2, (args.num_workers or 0) + 1), **options)
-    if uses_data and quiet:
-        import ray.data
+        ray.init(address="local", num_cpus=max(os.cpu_count() or 1, 2, num_workers + 1), **options)
+        return
+    try:
+        ray.init(address=address, **options)
+    except ConnectionError as error:
+        # Ray says the same when nobody answers and when the token is refused.
+        raise InvdynError(
+            f"no Ray cluster lets this machine in at {address}: {' '.join(str(error).split())}; start one or drop "
+            f"--address. A cluster with a token needs RAY_AUTH_MODE=token (now {os.environ.get('RAY_AUTH_MODE')!r}) "
+            "and the same ~/.ray/auth_token"
+        ) from None
 
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-    total = ray.cluster_resources()
-    print(
-        f"ray: {address or 'this machine'}, {len([n for n in ray.nodes() if n['Alive']])} node(s), "
-        f"{total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs",
-        file=sys.stderr,
-    )
+
+def describe_cluster(address: str | None) -> tuple[str, dict[str, float]]:
+    """Return in words what the connected cluster has, and its resources as large as it may grow."""
+    import ray
+
+    now = ray.cluster_resources()
+    num_nodes = sum(node["Alive"] for node in ray.nodes())
+    where = "this machine" if not address else address if "://" in address else ray.get_runtime_context().gcs_address
+    text = f"{where}, {num_nodes} node(s), {now.get('CPU', 0):g} CPUs, {now.get('GPU', 0):g} GPUs"
+    if not address:
+        return text, now
+    from invdyn.training.distributed import cluster_resources  # slow to import
+
+    largest = cluster_resources()
+    if any(largest.get(name, 0) > now.get(name, 0) for name in ("CPU", "GPU")):
+        text += f" (may grow to {largest.get('CPU', 0):g} CPUs, {largest.get('GPU', 0):g} GPUs)"
+    return text, largest
+
+
+def plan_tasks(num_workers: int | None) -> Callable[[dict[str, float]], str]:
+    """Return what `connect` says of a command that runs tasks of one CPU each."""
+    return lambda resources: f"at most {num_workers or int(resources.get('CPU', 1))} tasks at a time, 1 CPU each"

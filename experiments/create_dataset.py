@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from common import add_common_arguments, connect, positive_int, run_command
+from common import add_common_arguments, connect, plan_tasks, positive_int, run_command
 
 from invdyn.config import load_config
 from invdyn.doctor.examine import diagnose
@@ -86,8 +86,9 @@ class Bars(ExitStack):
 
     def start(self, total: int, verb: str, unit: str) -> None:
         """End the last bar and show the next."""
+        if self._bar is None:
+            connect(self._args, plan_tasks(self._args.num_workers), uses_data=True)
         self.close()
-        connect(self._args, uses_data=True)
         self._bar = self.enter_context(Progress(total, f"{verb} {self._name}", unit))
 
     def update(self, count: int) -> None:

@@ -41,6 +41,7 @@ from invdyn.training.tuning import (
     check_devices,
     run_sweep,
     save_sweep,
+    trial_resources,
 )
 from invdyn.transitions.dataset_config import DatasetConfig
 from invdyn.transitions.extract import create_dataset
@@ -59,8 +60,9 @@ def main() -> None:
     folder, sweep = open_sweep(args)
     networks = make_networks(sweep, args.device)
     dataset = load_config(DatasetConfig, find(sweep.dataset_config))
-    connect(args)
-    check_devices((model.device or "auto" for _, model in networks), local=args.local)
+    devices = [model.device or "auto" for _, model in networks]
+    connect(args, lambda _: plan_trials(sweep, devices, args.num_workers))
+    check_devices(devices, local=args.local)
     store = open_dataset(dataset, args)
     trials = make_trials(sweep, networks, store, folder, args)
     save_sweep(folder, sweep)
@@ -113,6 +115,17 @@ def open_sweep(args: argparse.Namespace) -> tuple[Path, SweepConfig]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"sweep folder exists already: {folder}; continue it with --resume or give another --output")
     return folder, sweep
+
+
+def plan_trials(sweep: SweepConfig, devices: list[str], num_workers: int | None) -> str:
+    """Return what the sweep will use of the cluster.
+
+    Raises:
+        ConfigError: when it asks for GPUs that the cluster has not.
+    """
+    share = " and ".join(f"{amount:g} {name.upper()}" for name, amount in trial_resources(sweep, devices).items())
+    limit = num_workers or sweep.max_concurrent_trials
+    return f"{share} per trial, {f'at most {limit}' if limit else 'as many as fit'} at a time"
 
 
 def find(path: str) -> Path:

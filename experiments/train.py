@@ -18,7 +18,7 @@ from invdyn.errors import ConfigError
 from invdyn.models.recipe import TrainingRecipe
 from invdyn.models.registry import load_model_config
 from invdyn.training.checkpoint import CHECKPOINTS
-from invdyn.training.distributed import check_run, train
+from invdyn.training.distributed import check_run, choose_gpu, train
 from invdyn.training.run_config import RunConfig, TrackingConfig
 from invdyn.transitions.dataset_config import DatasetConfig
 from invdyn.transitions.store import TransitionStore
@@ -60,7 +60,7 @@ def main() -> None:
     args = parse_arguments()
     config = resumed_run(args) if args.resume else new_run(args)
     check_run(config, args.local)  # before Ray takes seconds to start
-    connect(args)
+    connect(args, lambda resources: plan_workers(config, resources))
     try:
         metrics = train(config, local=args.local, resume=bool(args.resume))
     except KeyboardInterrupt:
@@ -68,6 +68,16 @@ def main() -> None:
         sys.exit(EXIT_INTERRUPTED)
     print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     print(f"run: {config.run_dir}")
+
+
+def plan_workers(config: RunConfig, resources: dict[str, float]) -> str:
+    """Return what the run will use of a cluster.
+
+    Raises:
+        ConfigError: when it asks for GPUs that the cluster has not.
+    """
+    device = "GPU" if choose_gpu(config.device, resources, config.num_workers) else "CPU"
+    return f"{config.num_workers} worker(s) with 1 {device} each"
 
 
 def new_run(args: argparse.Namespace) -> RunConfig:

@@ -135,6 +135,18 @@ def check_devices(devices: Iterable[str], *, local: bool) -> None:
     _wants_gpu(set(devices), int(cluster_resources().get("GPU", 0)))
 
 
+def trial_resources(sweep: SweepConfig, devices: Iterable[str]) -> dict[str, float]:
+    """Return what a trial reserves ("cpu", and "gpu" where it uses one) on the cluster that Ray is connected to.
+
+    Raises:
+        ConfigError: when a trial asks for a GPU and the cluster has none.
+    """
+    resources = {"cpu": float(sweep.cpus_per_trial)}
+    if _wants_gpu(set(devices), int(cluster_resources().get("GPU", 0))):
+        resources["gpu"] = sweep.gpus_per_trial
+    return resources
+
+
 def collect_rows(trials: list[Trial]) -> list[SweepRow]:
     """Read what the trials left on disk; finished ones first, the best of them first."""
     rows = [row for trial in trials for row in _rows_of(trial)]
@@ -208,10 +220,7 @@ def _run_on_ray(
     # Tune's own handler would end `fit` as if the sweep were complete.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     trials = [trial for group in groups for trial in group]
-    resources = {"cpu": float(sweep.cpus_per_trial)}
-    if _wants_gpu({trial.run.device for trial in trials}, int(cluster_resources().get("GPU", 0))):
-        resources["gpu"] = sweep.gpus_per_trial
-
+    resources = trial_resources(sweep, (trial.run.device for trial in trials))
     variables = storage.environment()
 
     def trainable(chosen: dict[str, int]) -> None:
