@@ -10,7 +10,7 @@ export WANDB_SILENT ?= true
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint bench clean
+.PHONY: leaderboard-env help setup demo test lint bench clean
 
 help:
 	@echo "make setup   create .venv and install what is pinned in constraints.txt"
@@ -18,6 +18,7 @@ help:
 	@echo "make test    lint, then every test that needs no GPU (ARGS='-k name' is passed to pytest)"
 	@echo "make lint    ruff, mypy, import-linter, codespell"
 	@echo "make bench   the benchmarks"
+	@echo "make leaderboard-env   an environment with sbi and torchcfm for experiments/benchmarks/leaderboard.py --peers"
 	@echo "make clean   remove caches and build leftovers (never data/, runs/ or .venv/)"
 
 setup: .venv/.installed
@@ -49,6 +50,11 @@ lint: setup
 
 bench: setup
 	$(BIN)/python experiments/benchmarks/run.py
+
+# The peers of the leaderboard pin other versions than invdyn may: they get an environment of their own.
+leaderboard-env:
+	@test -x .venv-peers/bin/pip || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check sbi==0.27.0 torchcfm==1.0.7
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

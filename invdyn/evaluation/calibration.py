@@ -19,10 +19,15 @@ Rows = Num[np.ndarray, "rows dims"]
 NOMINAL = tuple(np.arange(1, 20) / 20)
 """Levels of a calibration curve: 5% to 95%."""
 
+RESOLUTION = 1e-5
+"""Differences below this share of std count as ties: the rounding of float32 recordings, where one action is right."""
+
 CHUNK_VALUES = 4_000_000
 
 
-def central_levels(samples: Samples, truth: Rows, generator: np.random.Generator) -> Levels:
+def central_levels(
+    samples: Samples, truth: Rows, std: Float[np.ndarray, " dims"], generator: np.random.Generator
+) -> Levels:
     """Return, for each value, the level of the smallest central interval that holds it, (rows, dims).
 
     The interval between the quantiles (1 - q) / 2 and (1 + q) / 2 of the samples; ties are broken at random. Uniform
@@ -31,10 +36,12 @@ def central_levels(samples: Samples, truth: Rows, generator: np.random.Generator
     Args:
         samples: (samples, rows, dims).
         truth: (rows, dims).
+        std: (dims,) unit of each dimension.
         generator: breaks ties, and spreads each rank over its share of [0, 1].
     """
-    below = (samples < truth).sum(axis=0)
-    ties = (samples == truth).sum(axis=0)
+    margin = RESOLUTION * np.nan_to_num(std)
+    below = (samples < truth - margin).sum(axis=0)
+    ties = (np.abs(samples - truth) <= margin).sum(axis=0)
     levels: Levels = np.abs(2.0 * _spread(below, ties, len(samples), generator) - 1.0)
     return levels
 
@@ -62,8 +69,8 @@ def density_levels(
     distance = np.concatenate(
         [_distance_to_neighbour(points[first : first + chunk], nearest) for first in range(0, len(points), chunk)]
     )
-    below = (distance[:, 1:] < distance[:, :1]).sum(axis=1)
-    ties = (distance[:, 1:] == distance[:, :1]).sum(axis=1)
+    further = distance[:, :1] - distance[:, 1:]
+    below, ties = (further > RESOLUTION).sum(axis=1), (np.abs(further) <= RESOLUTION).sum(axis=1)
     return _spread(below, ties, len(samples), generator)
 
 

@@ -118,7 +118,7 @@ def calibrate(samples: Samples, truth: Rows, std: PerDim, bootstrap: EpisodeBoot
     generator = np.random.default_rng(seed)
     varies = std > 0
     region = density_levels(samples, truth, std, generator)
-    central = central_levels(samples, truth, generator)
+    central = central_levels(samples, truth, std, generator)
     broken = ~np.isfinite(samples).all(axis=(0, 2))
     region[broken], central[broken] = np.inf, np.inf  # samples that are not finite make no region that holds anything
     of_region = coverage(region)
