@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from invdyn.evaluation.metrics import flat_actions, nrmse
+from invdyn.evaluation.metrics import energy_scores, flat_actions, nrmse
 from invdyn.models.flow import FlowInverseDynamics, SamplingSetting
 from invdyn.models.solvers import get_solver
 
@@ -170,15 +169,3 @@ def _draw(
     ).cpu()
     seconds = time.perf_counter() - started
     return np.stack([flat_actions(sample) for sample in drawn.numpy()]), seconds
-
-
-def energy_scores(
-    samples: Float[np.ndarray, "samples rows dims"], truth: Float[np.ndarray, "rows dims"], std: np.ndarray
-) -> Float[np.ndarray, " rows"]:
-    """Return the energy score of each row; see `invdyn.evaluation.metrics.energy_score`, which is their mean."""
-    varies = std > 0
-    scaled, target = samples[..., varies] / std[varies], truth[:, varies] / std[varies]
-    to_truth = np.linalg.norm(scaled - target, axis=2).mean(axis=0)
-    between = np.mean([np.linalg.norm(a - b, axis=1) for a, b in combinations(scaled, 2)], axis=0)
-    scores: Float[np.ndarray, " rows"] = to_truth - between / 2
-    return scores

@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from invdyn.evaluation.metrics import energy_score
 from invdyn.evaluation.sampling_choice import (
     SettingQuality,
     calibrate_spread,
     choose_setting,
-    energy_scores,
     quality_of_settings,
 )
 from invdyn.models import FlowInverseDynamics
@@ -27,12 +25,6 @@ def test_the_cheapest_within_tolerance_is_chosen() -> None:
     assert choose_setting([*curve, best]) == SamplingSetting("angular_euler", 2)
     assert choose_setting([curve[0], best]) == SamplingSetting("euler", 16)
     assert choose_setting([quality("euler", 1, 0.2, error=0.11), best]) == SamplingSetting("euler", 1)
-
-
-def test_energy_scores_average_to_the_energy_score() -> None:
-    random = np.random.default_rng(0)
-    samples, truth, std = random.normal(size=(5, 20, 2)), random.normal(size=(20, 2)), np.array([1.0, 2.0])
-    assert energy_scores(samples, truth, std).mean() == pytest.approx(energy_score(samples, truth, std))
 
 
 def gaussian_model(spread: float) -> FlowInverseDynamics:
