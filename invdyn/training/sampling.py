@@ -16,7 +16,13 @@ from invdyn.evaluation.sampling_choice import (
 from invdyn.models.base import InverseDynamics
 from invdyn.models.flow import FlowInverseDynamics, SamplingSetting
 from invdyn.models.registry import FlowConfig
-from invdyn.training.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, write_sampling
+from invdyn.training.checkpoint import (
+    SAMPLING_FILE,
+    find_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    write_sampling,
+)
 from invdyn.training.run_config import RunConfig
 from invdyn.training.validation import Validation
 
@@ -47,6 +53,10 @@ def settle_sampling(
     for folder in dict.fromkeys([find_checkpoint(config.run_dir), found[-1]]):
         of_folder = model if folder == found[-1] else load_checkpoint(folder, str(model.device)).model
         assert isinstance(of_folder, FlowInverseDynamics)
+        if (folder / SAMPLING_FILE).is_file():  # settled before the run was continued
+            if of_folder.conditional is not None:
+                of_folder.load_state_dict(load_checkpoint(folder, str(model.device)).model.state_dict())
+            continue
         if calibrate:
             calibrate_spread(of_folder, rows, config.training.seed)
         curve = quality_of_settings(of_folder, rows, validation.action_std, settings, config.training.seed)

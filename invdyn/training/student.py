@@ -21,7 +21,7 @@ from invdyn.models.flow import FlowInverseDynamics, SamplingSetting
 from invdyn.models.recipe import TrainingRecipe
 from invdyn.models.solvers import QUARTER_TURN
 from invdyn.training.batches import Rows, epoch_generator, load_rows
-from invdyn.training.checkpoint import save_checkpoint
+from invdyn.training.checkpoint import list_checkpoints, save_checkpoint
 from invdyn.training.run_config import CONFIG_FILE, RunConfig
 from invdyn.training.sampling import settle_sampling
 from invdyn.training.trainer import learning_rate_at
@@ -57,11 +57,13 @@ def train_student(
     """
     steps = config.training.student_steps
     assert steps is not None
+    folder = Path(config.run_dir) / STUDENT
+    if list_checkpoints(folder):  # trained before the run was continued
+        return folder
     generator = epoch_generator(config.training.seed, 0, STUDENT_STREAM, teacher.device)
     pairs = draw_pairs(teacher, load_rows(teacher, store, "train", teacher.device), generator)
     num_batches = max(1, round(STEPS_SHARE * teacher_steps))
     student = straighten(teacher, pairs, steps, config.training, num_batches, generator)
-    folder = Path(config.run_dir) / STUDENT
     model = config.model.replace(num_inference_steps=steps, solver="euler", name=f"{config.model.name}_{STUDENT}")
     own = config.replace(run_dir=str(folder), model=model)
     folder.mkdir(parents=True, exist_ok=True)
