@@ -8,10 +8,13 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from invdyn.errors import InvdynError
 
 EXIT_INTERRUPTED = 130
+# The project, also for a script that `ray submit` has copied elsewhere: this module is not copied.
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from collect import collect_section, record
-from common import EXIT_INTERRUPTED, add_common_arguments, connect, run_command
+from common import EXIT_INTERRUPTED, ROOT, add_common_arguments, connect, run_command
 
 from invdyn import storage
 from invdyn.config import load_config
@@ -47,7 +47,6 @@ from invdyn.transitions.dataset_config import DatasetConfig
 from invdyn.transitions.extract import create_dataset
 from invdyn.transitions.store import MANIFEST, TransitionStore
 
-ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = ROOT / "configs" / "sweep" / "pendulum.yaml"
 QUALITY_PNG = "quality_against_cost.png"
 SMOKE_TRIALS, SMOKE_EPOCHS = 2, 2
