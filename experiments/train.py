@@ -18,7 +18,7 @@ from invdyn.errors import ConfigError
 from invdyn.models.recipe import TrainingRecipe
 from invdyn.models.registry import load_model_config
 from invdyn.training.checkpoint import CHECKPOINTS
-from invdyn.training.distributed import check_run, choose_gpu, train
+from invdyn.training.distributed import check_new_folder, check_run, choose_gpu, train
 from invdyn.training.run_config import RunConfig, TrackingConfig
 from invdyn.transitions.dataset_config import DatasetConfig
 from invdyn.transitions.store import TransitionStore
@@ -60,6 +60,8 @@ def main() -> None:
     args = parse_arguments()
     config = resumed_run(args) if args.resume else new_run(args)
     check_run(config, args.local)  # before Ray takes seconds to start
+    if not args.resume:
+        check_new_folder(Path(config.run_dir))
     connect(args, lambda resources: plan_workers(config, resources))
     try:
         metrics = train(config, local=args.local, resume=bool(args.resume))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -33,6 +34,9 @@ from jaxtyping import install_import_hook
 
 # Parts whose array shapes are annotated: in the tests every call checks them. Must come before they are imported.
 install_import_hook(["invdyn.statistics", "invdyn.models"], "beartype.beartype")
+
+# A shell that starts the tests in the background ignores Ctrl-C, and so would every command that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A shared machine is slow at times, which is not a failure; the same examples on every run.
 settings.register_profile("invdyn", deadline=None, derandomize=True)

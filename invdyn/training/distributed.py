@@ -73,6 +73,18 @@ def check_run(config: RunConfig, local: bool) -> None:
         count_steps(store.num_rows("train"), config.training.batch_size)
 
 
+def check_new_folder(folder: Path) -> None:
+    """Check that a new run does not write into what is there.
+
+    Raises:
+        ConfigError: when the folder holds anything.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(
+            f"run folder exists already: {folder}; continue it with --resume {folder} or give another --run_dir"
+        )
+
+
 def prepare_run_dir(config: RunConfig, resume: bool) -> None:
     """Create the run folder with its config.
 
@@ -82,11 +94,9 @@ def prepare_run_dir(config: RunConfig, resume: bool) -> None:
     folder = Path(config.run_dir)
     temporary = folder / f".{CONFIG_FILE}.tmp"
     try:
+        if not resume:
+            check_new_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()) and not resume:
-            raise ConfigError(
-                f"run folder exists already: {folder}; continue it with --resume {folder} or give another --run_dir"
-            )
         temporary.write_text(config.to_yaml(), encoding="utf-8")
         temporary.replace(folder / CONFIG_FILE)
     except OSError as error:
