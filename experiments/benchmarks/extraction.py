@@ -13,7 +13,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import resource
 import shutil
 import statistics
 import tempfile
@@ -109,7 +108,7 @@ def _measure(run: Callable[..., object], *arguments: object) -> Cost:
     started, cpu = time.perf_counter(), cpu_seconds()
     run(*arguments)
     wall_s, cpu_s = time.perf_counter() - started, cpu_seconds() - cpu
-    return Cost(wall_s, cpu_s, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return Cost(wall_s, cpu_s, peak_mb(Path("/proc/self")))
 
 
 def measured_on_ray(run: Callable[[], object]) -> Cost:
@@ -120,7 +119,7 @@ def measured_on_ray(run: Callable[[], object]) -> Cost:
     wall_s, own_s = time.perf_counter() - started, cpu_seconds() - cpu
     after = list(ray_workers())
     ticks = sum(ticks - before.get(pid, 0) for pid, ticks, _ in after)
-    return Cost(wall_s, own_s + ticks / TICKS_PER_S, max(peak_mb for _, _, peak_mb in after))
+    return Cost(wall_s, own_s + ticks / TICKS_PER_S, max(peak for _, _, peak in after))
 
 
 def ray_workers() -> Iterator[tuple[int, int, float]]:
@@ -130,9 +129,12 @@ def ray_workers() -> Iterator[tuple[int, int, float]]:
             if not (folder / "cmdline").read_bytes().startswith(b"ray::"):
                 continue
             fields = (folder / "stat").read_text().rpartition(") ")[2].split()
-            status = (folder / "status").read_text()
-            peak_kb = int(status.partition("VmHWM:")[2].split()[0])
-            yield int(folder.name), int(fields[11]) + int(fields[12]), peak_kb / 1024
+            yield int(folder.name), int(fields[11]) + int(fields[12]), peak_mb(folder)
+
+
+def peak_mb(process: Path) -> float:
+    """Return the most memory that a process held; getrusage would count what its parent held when it started it."""
+    return int((process / "status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def start_ray(num_workers: int) -> dict[str, float]:
