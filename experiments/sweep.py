@@ -60,10 +60,13 @@ def main() -> None:
     networks = make_networks(sweep, args.device)
     dataset = load_config(DatasetConfig, find(sweep.dataset_config))
     devices = [model.device or "auto" for _, model in networks]
-    connect(args, lambda _: plan_trials(sweep, devices, args.num_workers))
+    if not args.local:
+        connect(args, lambda _: plan_trials(sweep, devices, args.num_workers))
     check_devices(devices, local=args.local)
     store = open_dataset(dataset, args)
     trials = make_trials(sweep, networks, store, folder, args)
+    if args.local:
+        connect(args)  # nothing is started: it is said when all that can be checked is
     save_sweep(folder, sweep)
     print(f"{len(trials)} networks x {len(sweep.step_counts or (1,))} step counts on {store}", flush=True)
     try:
