@@ -51,10 +51,11 @@ lint: setup
 bench: setup
 	$(BIN)/python experiments/benchmarks/run.py
 
-# The peers of the leaderboard pin other versions than invdyn may: they get an environment of their own.
+# The peers of the leaderboard pin other versions than invdyn may: they get an environment of their own, with the same torch.
 leaderboard-env:
 	@test -x .venv-peers/bin/pip || $(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/pip install --quiet --disable-pip-version-check sbi==0.27.0 torchcfm==1.0.7
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check "$$(grep ^torch== constraints.txt)"
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check "$$(grep ^torch== constraints.txt)" sbi==0.27.0 torchcfm==1.0.7
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
