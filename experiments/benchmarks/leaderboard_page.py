@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,18 @@ To run it, a piece at a time and at low priority; a result that is there for the
 """
 
 
-def write_page(output: Path, problems: Sequence[str], models: Sequence[str]) -> Path:
-    """Write README.md and leaderboard.json into the folder of the results, and return the page's path."""
+def write_page(output: Path, entries: Mapping[str, Sequence[str]]) -> Path:
+    """Write README.md and leaderboard.json into the folder of the results, and return the page's path.
+
+    Args:
+        output: folder that holds results/.
+        entries: models of each problem.
+    """
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(output.glob("results/*/*/seed-*.json"))]
-    board = {name: _of_problem(results, name, models) for name in problems}
+    board = {name: _of_problem(results, name, models) for name, models in entries.items()}
     board = {name: rows for name, rows in board.items() if rows}
     write_json(output / "leaderboard.json", {"machines": _machines(results), "board": board}, indent=1)
-    text = HEAD.format(machine=_where(results), done=len(results), total=3 * len(problems) * len(models))
+    text = HEAD.format(machine=_where(results), done=len(results), total=3 * sum(map(len, entries.values())))
     for name, rows in board.items():
         text += f"\n## {name}\n\n{_table(rows)}"
     page = output / "README.md"
