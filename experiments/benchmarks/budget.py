@@ -1,15 +1,22 @@
-"""Train a model config for as long as a budget of CPU time lasts."""
+"""Train a model config for as long as a budget of CPU time lasts. The steps are compiled, except the reference's.
+
+What compiling costs depends on the shape of a model alone and is paid once: it is measured and kept apart.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from measure import cpu_seconds
+from torch import Tensor
 
 from invdyn.models.base import InverseDynamics
 from invdyn.models.registry import ModelConfig, build_model
 from invdyn.training.checkpoint import load_model
+from invdyn.training.compiled import CompiledStep
 from invdyn.training.distributed import train
 from invdyn.training.run_config import RunConfig, TrackingConfig
 from invdyn.transitions.store import TransitionStore
@@ -26,14 +33,18 @@ class Trained:
         model: in eval mode.
         epochs: passes over the training rows; 0 for a model without steps.
         cpu_s: CPU time of the training itself: loading of the rows, steps and the checkpoint.
+        compile_cpu_s: CPU time of compiling the step, which is not in `cpu_s`.
     """
 
     model: InverseDynamics
     epochs: int
     cpu_s: float
+    compile_cpu_s: float
 
 
-def train_within(config: ModelConfig, store: TransitionStore, budget_s: float, seed: int, folder: Path) -> Trained:
+def train_within(
+    config: ModelConfig, store: TransitionStore, budget_s: float, seed: int, folder: Path, *, compiled: bool
+) -> Trained:
     """Train for as many whole epochs as fit the CPU time, at least one; the speed is probed first, in a run of its own.
 
     The number of epochs must be known at the start, because the learning rate falls over the whole run. Models without
@@ -48,18 +59,59 @@ def train_within(config: ModelConfig, store: TransitionStore, budget_s: float, s
         device="cpu",
         val_rows=VAL_ROWS,
         checkpoints=1,
+        compile=compiled,
         tracking=TrackingConfig(mode="disabled"),
     )
-    cpu_s = _timed(run)
+    probe = _timed(run)
     if not build_model(run.model, store.state_dim, store.action_dim, store.history, store.horizon).trainable:
-        return Trained(load_model(run.run_dir).eval(), 0, cpu_s)
-    epochs = max(1, int(budget_s / (cpu_s / PROBE_EPOCHS)))
+        return Trained(load_model(run.run_dir).eval(), 0, probe.cpu_s, 0.0)
+    epochs = max(1, round((budget_s - probe.other_s) / probe.epoch_s))
     run = run.replace(run_dir=str(folder / "full"), training=run.training.replace(num_epochs=epochs))
-    cpu_s = _timed(run)
-    return Trained(load_model(run.run_dir).eval(), epochs, cpu_s)
+    full = _timed(run)
+    return Trained(load_model(run.run_dir).eval(), epochs, full.cpu_s, max(probe.compile_cpu_s, full.compile_cpu_s))
 
 
-def _timed(run: RunConfig) -> float:
-    started = cpu_seconds()
-    train(run, local=True)
-    return cpu_seconds() - started
+@dataclass(frozen=True)
+class _Costs:
+    """CPU seconds of a run: all but the compiling, one epoch, what is not epochs, and the compiling."""
+
+    cpu_s: float
+    epoch_s: float
+    other_s: float
+    compile_cpu_s: float
+
+
+def _timed(run: RunConfig) -> _Costs:
+    epochs = run.training.num_epochs
+    with _compiled_calls() as calls:
+        started = cpu_seconds()
+        train(run, local=True)
+        spent = cpu_seconds() - started
+    if len(calls) < 3:
+        return _Costs(spent, spent / epochs, 0.0, 0.0)
+    # The first call compiles, and is less than 1% of the steps; the last may be shorter than the others.
+    compiling = calls[0][1] - calls[0][0]
+    steps = sum(steps for _, _, steps in calls)
+    counted = sum(steps for _, _, steps in calls[1:])
+    epoch_s = (calls[-1][1] - calls[0][1]) / counted * steps / epochs
+    spent -= compiling
+    return _Costs(spent, epoch_s, spent - epochs * epoch_s, compiling)
+
+
+@contextmanager
+def _compiled_calls() -> Iterator[list[tuple[float, float, int]]]:
+    """Collect begin and end, in CPU seconds, and steps of every call of a compiled step."""
+    found: list[tuple[float, float, int]] = []
+    call = CompiledStep.__call__
+
+    def timed(step: CompiledStep, coefficients: Tensor, chunk: tuple[Tensor, ...]) -> Tensor:
+        started = cpu_seconds()
+        losses = call(step, coefficients, chunk)
+        found.append((started, cpu_seconds(), len(coefficients)))
+        return losses
+
+    CompiledStep.__call__ = timed  # type: ignore[method-assign]
+    try:
+        yield found
+    finally:
+        CompiledStep.__call__ = call  # type: ignore[method-assign]
