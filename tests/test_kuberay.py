@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import shlex
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from invdyn.training.distributed import LARGEST_RESOURCES
 
 KINDS = {"PersistentVolumeClaim": "v1", "RayCluster": "ray.io/v1", "RayJob": "ray.io/v1"}
 CLUSTER_KEYS = {
@@ -23,7 +26,7 @@ CLUSTER_KEYS = {
 GROUP_KEYS = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
 JOB_KEYS = {"clusterSelector", "submissionMode", "entrypoint", "backoffLimit", "submitterPodTemplate"}
 POD_KEYS = {"securityContext", "tolerations", "containers", "volumes", "restartPolicy"}
-CONTAINER_KEYS = {"name", "image", "ports", "resources", "volumeMounts"}
+CONTAINER_KEYS = {"name", "image", "env", "ports", "resources", "volumeMounts"}
 
 Documents = dict[str, dict[str, Any]]
 
@@ -135,6 +138,13 @@ def test_sizes_are_those_of_cluster_yaml(documents, repository):
     (group,) = spec["workerGroupSpecs"]
     assert (group["minReplicas"], group["maxReplicas"]) == (0, aws["max_workers"])
     assert spec["autoscalerOptions"]["idleTimeoutSeconds"] == 60 * aws["idle_timeout_minutes"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    (variable,) = spec["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
+    assert variable["name"] == LARGEST_RESOURCES
+    assert json.loads(variable["value"]) == {
+        "CPU": group["maxReplicas"] * int(limits["cpu"]),
+        "GPU": group["maxReplicas"] * int(limits["nvidia.com/gpu"]),
+    }
 
 
 def test_the_job_runs_a_command_of_the_project(documents, repository):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from invdyn import storage
@@ -26,6 +29,10 @@ from invdyn.training.worker import Metrics, Worker
 
 MAX_FAILURES = 3
 TAIL_INTERVAL_S = 0.5
+AUTOSCALER_CONFIG = Path("~/ray_bootstrap_config.yaml")
+"""Where `ray up` tells the head what it may start."""
+LARGEST_RESOURCES = "INVDYN_LARGEST_RESOURCES"
+"""Variable that tells it, as JSON, where no `ray up` does (Kubernetes)."""
 
 
 def train(config: RunConfig, *, local: bool = False, resume: bool = False) -> Metrics:
@@ -106,18 +113,46 @@ def prepare_run_dir(config: RunConfig, resume: bool) -> None:
 def cluster_resources() -> dict[str, float]:
     """Return the CPUs, GPUs and other resources of the cluster, those that its autoscaler can still start included."""
     import ray
-    from ray._private.state import state
 
-    # No public interface tells what an autoscaler may add; None without one.
-    largest = state.get_max_resources_from_cluster_config() or {}
     now = ray.cluster_resources()
-    return {name: max(now.get(name, 0.0), float(largest.get(name, 0.0))) for name in {*now, *largest}}
+    largest = _read_autoscaler_limits(ray.get_runtime_context().gcs_address, ray.util.get_node_ip_address())
+    return {name: max(now.get(name, 0.0), largest.get(name, 0.0)) for name in {*now, *largest}}
+
+
+def _read_autoscaler_limits(gcs_address: str, own_address: str) -> dict[str, float]:
+    """Return what an autoscaler may start, where this process runs on the head; Ray itself does not tell (2.60)."""
+    if stated := os.environ.get(LARGEST_RESOURCES):
+        return {name: float(amount) for name, amount in json.loads(stated).items()}
+    path = AUTOSCALER_CONFIG.expanduser()
+    if gcs_address.rpartition(":")[0] != own_address or not path.is_file():
+        return {}
+    return largest_resources(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def largest_resources(autoscaler: Mapping[str, Any]) -> dict[str, float]:
+    """Return how much of each resource the workers of an autoscaler's config can have together."""
+    head, limit = autoscaler["head_node_type"], int(autoscaler["max_workers"])
+    workers = [node for name, node in autoscaler["available_node_types"].items() if name != head]
+    return {
+        name: _most([(node["resources"].get(name, 0), node.get("max_workers", limit)) for node in workers], limit)
+        for name in {name for node in workers for name in node["resources"]}
+    }
+
+
+def _most(amounts: list[tuple[float, int]], limit: int) -> float:
+    """Return the largest sum of at most `limit` amounts, each of which is there so many times."""
+    total = 0.0
+    for amount, count in sorted(amounts, reverse=True):
+        taken = min(count, limit)
+        total += amount * taken
+        limit -= taken
+    return total
 
 
 def _train_on_ray(config: RunConfig, use_gpu: bool) -> Metrics:
     from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as RayRunConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
     # The Ray run only carries the workers: our own checkpoints decide where a run continues, so its name is unique.
@@ -125,6 +160,8 @@ def _train_on_ray(config: RunConfig, use_gpu: bool) -> Metrics:
         _worker_main,
         train_loop_config={"config": config.to_values(), "environment": storage.environment()},
         scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=use_gpu),
+        # Ray takes NCCL for whatever has GPUs; not every build of torch has it.
+        torch_config=TorchConfig(backend="nccl" if use_gpu and torch.distributed.is_nccl_available() else "gloo"),
         run_config=RayRunConfig(
             name=f"ray-{time.time_ns()}",
             storage_path=str(Path(config.run_dir) / "ray"),

@@ -36,10 +36,7 @@ def test_cluster_and_use_are_said(common, capsys, ray_session):
 
 
 def test_what_the_autoscaler_may_add_counts(common, capsys, ray_session, monkeypatch):
-    """Only the answer of an autoscaler is replaced: this Ray has none."""
-    from ray._private.state import state
-
-    monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: {"CPU": 24, "GPU": 4})
+    monkeypatch.setenv("INVDYN_LARGEST_RESOURCES", '{"CPU": 24, "GPU": 4}')
     common.connect(arguments(address="auto"), lambda resources: f"{resources['GPU']:g} GPUs")
     line = capsys.readouterr().err.strip()
     assert line.endswith("1 node(s), 8 CPUs, 0 GPUs (may grow to 24 CPUs, 4 GPUs); uses 4 GPUs")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -191,13 +192,30 @@ def test_choose_gpu() -> None:
         choose_gpu("cuda", {"GPU": 1}, 2)
 
 
-def test_cluster_resources_count_what_an_autoscaler_can_add(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray._private.state import state
+def test_cluster_resources_count_what_an_autoscaler_can_add(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    before = distributed.cluster_resources()
+    assert before["CPU"] == 8
+    worker = {"resources": {"CPU": 4, "GPU": 1}, "min_workers": 0, "max_workers": 4}
+    head = {"resources": {"CPU": 0}, "max_workers": 0}
+    written = {"max_workers": 4, "head_node_type": "head", "available_node_types": {"head": head, "gpu": worker}}
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(json.dumps(written))  # what `ray up` leaves on the head
+    assert distributed.cluster_resources() == {**before, "CPU": 16, "GPU": 4}
+    assert distributed._read_autoscaler_limits("10.0.0.9:6379", "10.0.0.7") == {}  # that head is another machine
+    monkeypatch.setenv("INVDYN_LARGEST_RESOURCES", '{"GPU": 2}')
+    assert distributed.cluster_resources() == {**before, "GPU": 2}
 
-    assert distributed.cluster_resources()["CPU"] == 8
-    assert "GPU" not in distributed.cluster_resources() or distributed.cluster_resources()["GPU"] >= 0
-    monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: {"CPU": 4, "GPU": 16})
-    assert (distributed.cluster_resources()["CPU"], distributed.cluster_resources()["GPU"]) == (8, 16)
+
+def test_the_largest_cluster_has_the_most_workers_of_the_best_kinds() -> None:
+    kinds = {
+        "head": {"resources": {"CPU": 64}},
+        "small": {"resources": {"CPU": 4}},
+        "large": {"resources": {"CPU": 16, "GPU": 2}, "max_workers": 2},
+    }
+    config = {"max_workers": 3, "head_node_type": "head", "available_node_types": kinds}
+    assert distributed.largest_resources(config) == {"CPU": 16 + 16 + 4, "GPU": 4}
 
 
 def test_follow_log_prints_only_what_is_new(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
