@@ -40,6 +40,8 @@ def home(tmp_path) -> Path:
     """A home folder as the file mounts leave it: the project, the token as rsync brings it, a virtual environment."""
     home = tmp_path / "home"
     shutil.copytree(FOLDER, home / "invdyn" / "configs" / "cluster")
+    for name in ("setup.cfg", "pyproject.toml", "constraints.txt"):
+        shutil.copy(FOLDER.parent.parent / name, home / "invdyn" / name)
     (home / ".ray").mkdir()
     (home / ".ray" / "auth_token").write_text(TOKEN)
     (home / ".ray" / "auth_token").chmod(0o644)
@@ -64,6 +66,22 @@ def test_install_takes_torch_then_invdyn_all_pinned(tmp_path):
     root = FOLDER.parent.parent
     pip = f"pip install --quiet --disable-pip-version-check -c {root}/constraints.txt"
     assert calls(tmp_path / "venv" / "bin") == [f"{pip} torch", f"{pip} -e {root}[test,lint]"]
+
+
+def test_what_is_installed_is_not_installed_again_until_it_changes(home):
+    script, venv = home / "invdyn" / "configs" / "cluster" / "install.sh", home / "invdyn-venv"
+    counts = []
+    for extras in ("", "", "aws", "aws"):
+        assert run(["bash", script, venv, extras]).returncode == 0
+        counts.append(len(calls(venv / "bin")))
+    assert counts == [2, 2, 4, 4]
+    with (home / "invdyn" / "constraints.txt").open("a") as file:
+        file.write("another==1\n")
+    assert run(["bash", script, venv]).returncode == 0
+    assert len(calls(venv / "bin")) == 6
+    stand_in(venv / "bin" / "pip", "exit 3")
+    assert run(["bash", script, venv, "test"]).returncode == 3
+    assert run(["bash", script, venv, "test"]).returncode == 3  # a failed installation is none
 
 
 def test_install_makes_the_environment_with_the_chosen_python_and_stops_where_that_fails(tmp_path):

@@ -8,9 +8,15 @@ venv=${1:?usage: install.sh VENV [EXTRAS]}
 extras=${2:-}
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
+# Ray sets a worker up twice over (2.60): what is installed already is not looked at again.
+stamp=$venv/.installed-${extras//,/-}
+wanted=$(cat "$project"/{setup.cfg,pyproject.toml,constraints.txt} <(echo "$project") | sha256sum)
+[ ! -e "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ] || exit 0
+
 [ -x "$venv/bin/pip" ] || "${PYTHON:-python3}" -m venv "$venv"
 install() { "$venv/bin/pip" install --quiet --disable-pip-version-check -c "$project/constraints.txt" "$@"; }
 
 # torch first: the same pinned line brings CUDA on Linux, or the CPU build where PIP_EXTRA_INDEX_URL leads to it.
 install torch
 install -e "$project${extras:+[$extras]}"
+echo "$wanted" > "$stamp"
