@@ -5,6 +5,7 @@ What compiling costs depends on the shape of a model alone and is paid once: it 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,30 +85,45 @@ class _Costs:
 def _timed(run: RunConfig) -> _Costs:
     epochs = run.training.num_epochs
     with _compiled_calls() as calls:
-        started = cpu_seconds()
+        started, compilers = time.process_time(), cpu_seconds() - time.process_time()
         train(run, local=True)
-        spent = cpu_seconds() - started
-    if len(calls) < 3:
+        spent = time.process_time() - started
+        compilers = cpu_seconds() - time.process_time() - compilers  # the compilers are children
+    if not calls:
         return _Costs(spent, spent / epochs, 0.0, 0.0)
-    # The first call compiles, and is less than 1% of the steps; the last may be shorter than the others.
-    compiling = calls[0][1] - calls[0][0]
-    steps = sum(steps for _, _, steps in calls)
-    counted = sum(steps for _, _, steps in calls[1:])
-    epoch_s = (calls[-1][1] - calls[0][1]) / counted * steps / epochs
+    # The first call of each compiled step compiles it; its batches are few.
+    first = {call.step: call for call in reversed(calls)}
+    last = {call.step: call for call in calls}
+    compiling = sum(call.end - call.begin for call in first.values())
+    steps, timed = (sum(call.batches for call in each) for each in (calls, set(calls) - set(first.values())))
+    seconds = sum(last[step].end - first[step].end for step in first)
+    epoch_s = seconds / max(timed, 1) * steps / epochs
     spent -= compiling
-    return _Costs(spent, epoch_s, spent - epochs * epoch_s, compiling)
+    return _Costs(spent, epoch_s, spent - epochs * epoch_s, compiling + compilers)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of a compiled step (its id): CPU seconds at begin and end, and batches."""
+
+    step: int
+    begin: float
+    end: float
+    batches: int
 
 
 @contextmanager
-def _compiled_calls() -> Iterator[list[tuple[float, float, int]]]:
-    """Collect begin and end, in CPU seconds, and steps of every call of a compiled step."""
-    found: list[tuple[float, float, int]] = []
+def _compiled_calls() -> Iterator[list[_Call]]:
+    """Collect the calls of all compiled steps."""
+    found: list[_Call] = []
+    kept: list[CompiledStep] = []  # while they live, no two have one id
     call = CompiledStep.__call__
 
     def timed(step: CompiledStep, coefficients: Tensor, chunk: tuple[Tensor, ...]) -> Tensor:
-        started = cpu_seconds()
+        started = time.process_time()
         losses = call(step, coefficients, chunk)
-        found.append((started, cpu_seconds(), len(coefficients)))
+        found.append(_Call(id(step), started, time.process_time(), len(coefficients)))
+        kept.append(step)
         return losses
 
     CompiledStep.__call__ = timed  # type: ignore[method-assign]

@@ -62,7 +62,7 @@ def _rates(*rates: float) -> tuple[tuple[str, ...], ...]:
 
 
 MODELS = {
-    "flow": Entry("pendulum_flow.yaml", grid=((), ("config=many_valued_flow.yaml",))),
+    "flow": Entry("pendulum_flow.yaml", grid=((), ("config=flow.yaml",), ("config=many_valued_flow.yaml",))),
     "reference recipe": Entry("reference_flow.yaml"),
     "MLP regression, linear base": Entry("mlp.yaml", grid=_rates(2e-3, 4e-3)),
     "MLP regression": Entry("mlp_plain.yaml", grid=_rates(2e-3, 4e-3)),

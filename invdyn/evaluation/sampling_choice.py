@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +13,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from invdyn.evaluation.metrics import energy_scores, flat_actions, nrmse
-from invdyn.models.flow import FlowInverseDynamics, SamplingSetting
-from invdyn.models.solvers import get_solver
+from invdyn.models.flow import FlowInverseDynamics, SamplingSetting, network_evaluations
 
-NUM_SAMPLES = 8
-TOLERANCE = 0.005
+NUM_SAMPLES = 19
+"""A right model's action lies between the lowest and the highest of them with probability 18 / 20: a 90% interval."""
+
+TOLERANCE = 0.002
 """Of the energy score. Wider would take a four-step solution for the curves of a two-branch problem: its force is three
 times as wrong, its energy score 1% higher."""
 
+CALIBRATED_TOLERANCE = 0.1
+"""Of the energy score: what a setting may cost whose intervals hold the action as often as they say."""
+
 NOISE_ERRORS = 2.0
-SPREADS = tuple(float(spread) for spread in np.geomspace(0.5, 2.0, 25))
+LEVEL = 0.9
+SPREAD_TOLERANCE = 0.01
+COVERAGE_TOLERANCE = 0.01
+SPREADS = tuple(1.06**power for power in range(-40, 25))
 
 CANDIDATES = (
     SamplingSetting("euler", 1),
@@ -37,9 +45,6 @@ CANDIDATES = (
 )
 """Cheapest first."""
 
-CALIBRATION = SamplingSetting("angular_midpoint", 8)
-"""Fine enough that the spread is the model's own."""
-
 
 @dataclass(frozen=True)
 class SettingQuality:
@@ -54,6 +59,9 @@ class SettingQuality:
         energy_excess: over the best setting's energy score.
         excess_error: standard error of that excess: both saw the same rows and the same noise.
         us_per_action: wall time, in microseconds, of drawing `NUM_SAMPLES` samples for all rows at once.
+        spread: calibrated factor on the spread of samples, per target dimension.
+        coverage_90: share of recorded numbers inside central 90% intervals of the calibrated samples.
+        coverage_error: standard error of that share for a right model.
     """
 
     solver: str
@@ -64,6 +72,9 @@ class SettingQuality:
     energy_excess: float
     excess_error: float
     us_per_action: float
+    spread: tuple[float, ...]
+    coverage_90: float
+    coverage_error: float
 
     @property
     def setting(self) -> SamplingSetting:
@@ -71,101 +82,148 @@ class SettingQuality:
         return SamplingSetting(self.solver, self.num_inference_steps)
 
 
+@torch.no_grad()
 def quality_of_settings(
     model: FlowInverseDynamics,
     rows: dict[str, Tensor],
     std: Float[np.ndarray, " target"],
     settings: Sequence[SamplingSetting] = CANDIDATES,
     seed: int = 0,
+    *,
+    calibrate: bool = True,
 ) -> list[SettingQuality]:
-    """Evaluate a flow with each setting on the same rows and the same noise.
+    """Evaluate a flow with each setting on the same rows and the same noise, its spread calibrated for the setting.
+
+    The spread that a flow learns is that of training rows and of weights that moved; few or many solver steps distort
+    it in their own ways. So samples are stretched about their mean, which one Euler step gives.
 
     Args:
-        model: in eval mode.
+        model: in eval mode; unchanged.
         rows: state, action and next_state, physical, on the model's device.
         std: (target_dim,) of the training actions; NaN where constant.
         settings: solvers and steps.
         seed: of the noise.
+        calibrate: False to judge the model's own spread.
     """
     truth = flat_actions(rows["action"].cpu().numpy())
-    drawn = [_draw(model, rows, setting, seed) for setting in settings]
-    scores = [energy_scores(samples, truth, std) for samples, _ in drawn]
+    generator = torch.Generator(model.device).manual_seed(seed)
+    noise = torch.randn(NUM_SAMPLES, len(truth), model.target_dim, generator=generator, device=model.device)
+    context, target = model.encode(rows["state"], rows["action"], rows["next_state"])
+    base = model.encode_transition(rows["state"], rows["next_state"])[1]
+    kept, model.spreads = model.spreads, {}
+    try:
+        mean = model._targets_from_noise(context, noise, 1, "euler")
+        drawn = [_draw(model, context, noise, setting) for setting in settings]
+    finally:
+        model.spreads = kept
+    found = []
+    for samples, seconds in drawn:
+        spread = _best_spreads(samples, mean, target) if calibrate else torch.ones_like(target[0])
+        stretched = torch.lerp(mean, samples, spread)
+        inside = (stretched.amin(dim=0) <= target) & (target <= stretched.amax(dim=0))
+        actions = np.stack([flat_actions(action) for action in model.decode(stretched, base).cpu().numpy()])
+        found.append((actions, seconds, tuple(spread.tolist()), float(inside.double().mean())))
+    scores = [energy_scores(actions, truth, std) for actions, *_ in found]
     best = scores[int(np.argmin([score.mean() for score in scores]))]
     return [
         SettingQuality(
             solver=setting.solver,
             num_inference_steps=setting.num_inference_steps,
-            network_evaluations=setting.num_inference_steps * get_solver(setting.solver).evaluations_per_step,
-            nrmse=nrmse(samples[0], truth, std),
+            network_evaluations=network_evaluations(setting),
+            nrmse=nrmse(actions[0], truth, std),
             energy_score=float(score.mean()),
             energy_excess=float((score - best).mean()),
             excess_error=float((score - best).std() / np.sqrt(len(score))),
             us_per_action=1e6 * seconds / (NUM_SAMPLES * len(truth)),
+            spread=spread,
+            coverage_90=coverage,
+            coverage_error=_coverage_error(len(truth)),
         )
-        for setting, (samples, seconds), score in zip(settings, drawn, scores, strict=True)
+        for setting, (actions, seconds, spread, coverage), score in zip(settings, found, scores, strict=True)
     ]
 
 
 def choose_setting(curve: Sequence[SettingQuality]) -> SamplingSetting:
-    """Return the setting with the fewest network evaluations within tolerance and noise of the best energy score."""
-    best = min(quality.energy_score for quality in curve)
-    good = [q for q in curve if q.energy_excess <= max(TOLERANCE * best, NOISE_ERRORS * q.excess_error)]
+    """Return the cheapest setting that is as good as the best, among those whose intervals are right.
+
+    Intervals are right where they hold 90%, give or take 1% and two standard errors; of settings that score far worse
+    than the best (10%), none is taken for it. Where no setting's are right, those that come nearest count.
+    """
+    best = min(curve, key=lambda q: q.energy_score)
+    near = [q for q in curve if q.energy_excess <= _slack(q, CALIBRATED_TOLERANCE * best.energy_score)]
+    nearest = min(map(_coverage_gap, near))
+    right = [q for q in near if _coverage_gap(q) <= max(nearest, COVERAGE_TOLERANCE) + NOISE_ERRORS * q.coverage_error]
+    best = min(right, key=lambda q: q.energy_score)
+    gap = [q.energy_score - best.energy_score for q in right]
+    good = [q for q, more in zip(right, gap, strict=True) if more <= _slack(q, TOLERANCE * best.energy_score)]
     return min(good, key=lambda q: (q.network_evaluations, q.energy_score)).setting
 
 
-def calibrate_spread(model: FlowInverseDynamics, rows: dict[str, Tensor], seed: int = 0) -> None:
-    """Set the spread of an "mlp" base to what scores best per dimension on validation rows.
+def _coverage_gap(quality: SettingQuality) -> float:
+    return abs(quality.coverage_90 - LEVEL)
 
-    The spread is learned beside a mean that keeps improving and is averaged over steps in the end, on rows that the
-    mean has seen: it is too wide where training ended early, and too narrow where rows were few.
 
-    Args:
-        model: changed in place; nothing happens without an "mlp" base.
-        rows: as in `quality_of_settings`.
-        seed: of the noise.
+def _coverage_error(num_rows: int) -> float:
+    return math.sqrt(LEVEL * (1 - LEVEL) / num_rows)
+
+
+def _slack(quality: SettingQuality, tolerance: float) -> float:
+    return max(tolerance, NOISE_ERRORS * quality.excess_error)
+
+
+def _best_spreads(
+    samples: Float[Tensor, "samples rows target"],
+    mean: Float[Tensor, "samples rows target"],
+    target: Float[Tensor, "rows target"],
+) -> Float[Tensor, " target"]:
+    """Return the factor on the samples' distance from their mean of each dimension.
+
+    It is the one whose 90% intervals come nearest to holding 90%, of those whose continuous ranked probability score is
+    within 1% (or noise) of the lowest; 1 where neither is proven wrong.
     """
-    if model.conditional is None:
-        return
-    generator = torch.Generator(model.device).manual_seed(seed)
-    with torch.no_grad():
-        context, target = model.encode(rows["state"], rows["action"], rows["next_state"])
-        mean = model.conditional(context).mean
-        model.residual_spread.fill_(1.0)
-        noise = torch.randn(NUM_SAMPLES, *target.shape, generator=generator, device=model.device)
-        samples = model._targets_from_noise(context, noise, CALIBRATION.num_inference_steps, CALIBRATION.solver)
-    residuals, errors = ((values - mean).double().cpu().numpy() for values in (samples, target))
-    for dim in range(target.shape[1]):
-        model.residual_spread[dim] = _best_spread(residuals[..., dim], errors[:, dim])
+    centre, off, truth = (values.double().cpu().numpy() for values in (mean, samples - mean, target))
+    best = [_best_spread(centre[..., dim], off[..., dim], truth[:, dim]) for dim in range(truth.shape[1])]
+    return torch.tensor(best, dtype=samples.dtype, device=samples.device)
 
 
-def _best_spread(residuals: Float[np.ndarray, "samples rows"], errors: Float[np.ndarray, " rows"]) -> float:
-    """Return the factor on the residuals with the lowest continuous ranked probability score; 1 within its noise."""
-    scores = np.stack([_crps(spread * residuals, errors) for spread in (1.0, *SPREADS)])
-    best = int(scores.mean(axis=1).argmin())
-    gain = scores[0] - scores[best]
-    proven = gain.mean() > NOISE_ERRORS * gain.std() / np.sqrt(len(gain))
-    return (1.0, *SPREADS)[best] if proven else 1.0
+def _best_spread(
+    mean: Float[np.ndarray, "samples rows"],
+    off: Float[np.ndarray, "samples rows"],
+    truth: Float[np.ndarray, " rows"],
+) -> float:
+    stretched = [mean + factor * off for factor in SPREADS]
+    scores = np.stack([_crps(each, truth) for each in stretched])
+    best = scores[int(scores.mean(axis=1).argmin())]
+    noise = NOISE_ERRORS * (scores - best).std(axis=1) / np.sqrt(len(truth))
+    near = (scores - best).mean(axis=1) <= np.maximum(SPREAD_TOLERANCE * best.mean(), noise)
+    gaps = np.array([abs(_coverage(each, truth) - LEVEL) for each in stretched])
+    own = SPREADS.index(1.0)
+    if near[own] and gaps[own] <= NOISE_ERRORS * _coverage_error(len(truth)):
+        return 1.0
+    gaps = np.where(near, gaps, np.inf)
+    return 1.0 if gaps[own] == gaps.min() else SPREADS[int(gaps.argmin())]
+
+
+def _coverage(samples: Float[np.ndarray, "samples rows"], truth: Float[np.ndarray, " rows"]) -> float:
+    return float(np.mean((samples.min(axis=0) <= truth) & (truth <= samples.max(axis=0))))
 
 
 def _crps(samples: Float[np.ndarray, "samples rows"], truth: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
-    return energy_scores(samples[..., None], truth[:, None], np.ones(1))
+    """Return the continuous ranked probability score of each row, unbiased: E|x - y| - E|x - x'| / 2."""
+    count = len(samples)
+    weights = (2.0 * np.arange(1, count + 1) - count - 1) / (count * (count - 1))
+    return np.abs(samples - truth).mean(axis=0) - weights @ np.sort(samples, axis=0)
 
 
-@torch.no_grad()
 def _draw(
-    model: FlowInverseDynamics, rows: dict[str, Tensor], setting: SamplingSetting, seed: int
-) -> tuple[Float[np.ndarray, "samples rows target"], float]:
-    """Return flat samples in float64 and the seconds that they took."""
-    generator = torch.Generator(model.device).manual_seed(seed)
+    model: FlowInverseDynamics,
+    context: Float[Tensor, "rows context"],
+    noise: Float[Tensor, "samples rows target"],
+    setting: SamplingSetting,
+) -> tuple[Float[Tensor, "samples rows target"], float]:
+    """Return targets and the seconds that they took."""
     started = time.perf_counter()
-    drawn = model.sample(
-        rows["state"],
-        rows["next_state"],
-        NUM_SAMPLES,
-        num_inference_steps=setting.num_inference_steps,
-        solver=setting.solver,
-        generator=generator,
-        allow_unvalidated=True,
-    ).cpu()
-    seconds = time.perf_counter() - started
-    return np.stack([flat_actions(sample) for sample in drawn.numpy()]), seconds
+    drawn = model._targets_from_noise(context, noise, setting.num_inference_steps, setting.solver)
+    if drawn.is_cuda:
+        torch.cuda.synchronize()
+    return drawn, time.perf_counter() - started

@@ -36,6 +36,8 @@ class InverseDynamics(nn.Module, ABC):
     """
 
     trainable: ClassVar[bool] = True
+    num_stages: int = 1
+    stage: int = 0
 
     feature_mean: Tensor
     feature_inverse_std: Tensor
@@ -79,6 +81,20 @@ class InverseDynamics(nn.Module, ABC):
             target: (batch, target_dim), from `encode`.
             noise: from `draw_noise`.
         """
+
+    def enter_stage(self, stage: int) -> None:
+        """Make the parameters that a stage of training trains require gradients, and no others.
+
+        Args:
+            stage: from 0 to `num_stages` - 1.
+        """
+        self.stage = stage
+
+    def stage_loss(
+        self, context: Float[Tensor, "batch context"], target: Float[Tensor, "batch target"], noise: Noise
+    ) -> Float[Tensor, ""]:
+        """Return what the current stage of training minimises; arguments as of `encoded_loss`, which is its last."""
+        return self.encoded_loss(context, target, noise)
 
     @abstractmethod
     def draw_noise(
@@ -234,8 +250,8 @@ class InverseDynamics(nn.Module, ABC):
     def forward(
         self, context: Float[Tensor, "batch context"], target: Float[Tensor, "batch target"], *noise: Tensor
     ) -> Float[Tensor, ""]:
-        """Return `encoded_loss`: DistributedDataParallel and torch.compile wrap `forward`."""
-        return self.encoded_loss(context, target, noise)
+        """Return `stage_loss`: DistributedDataParallel and torch.compile wrap `forward`."""
+        return self.stage_loss(context, target, noise)
 
     @torch.no_grad()
     def sample(

@@ -51,6 +51,15 @@ class ConditionalBase(nn.Module):
         self.mean = nn.Linear(widths[-1], dim)
         self.log_scale = nn.Sequential(nn.Linear(widths[-1], SCALE_WIDTH), nn.SiLU(), nn.Linear(SCALE_WIDTH, dim))
 
+    def mean_of(self, context: Float[Tensor, "batch context"]) -> Float[Tensor, "batch dim"]:
+        """Return the mean alone."""
+        mean: Tensor = self.mean(self.trunk(context))
+        return mean
+
+    def parameters_of_mean(self) -> list[nn.Parameter]:
+        """Return what the mean is made of; the rest makes the spread."""
+        return [*self.trunk.parameters(), *self.mean.parameters()]
+
     def forward(self, context: Float[Tensor, "batch context"]) -> Conditional:
         """Return mean, spread and features; the spread's gradient stops at the features.
 

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
@@ -73,8 +73,6 @@ class FlowInverseDynamics(InverseDynamics):
             no intervals of `action_dim` numbers.
     """
 
-    residual_spread: Tensor
-
     def __init__(
         self,
         state_dim: int,
@@ -118,12 +116,38 @@ class FlowInverseDynamics(InverseDynamics):
         if base == "mlp":
             _check_widths("base_dims", base_dims)
             self.conditional, features = ConditionalBase(self.context_dim, self.target_dim, base_dims), base_dims[-1]
-            self.register_buffer("residual_spread", torch.ones(self.target_dim))
+            self.num_stages = 2
         self.network: VelocityNetwork = NETWORKS[network](
             self.target_dim, self.context_dim + features, diffusion_step_embed_dim, down_dims
         )
+        if base == "mlp":  # until the flow is trained, one Euler step is the base's mean
+            nn.init.zeros_(self.network.last_layer().weight)
+            nn.init.zeros_(self.network.last_layer().bias)
         self.bounds = Bounds(action_bounds, at_bounds, action_dim, horizon) if action_bounds is not None else None
         self.validated: frozenset[SamplingSetting] | None = None
+        self.spreads: dict[SamplingSetting, tuple[float, ...]] = {}
+
+    @override
+    def enter_stage(self, stage: int) -> None:
+        """Train the "mlp" base in stage 0; then fix it, and train its spread and the flow in stage 1.
+
+        A flow that is trained beside its base learns the errors of weights that still move. On a fixed base it learns
+        those that are there, their sign included, as far as they follow from the transition.
+        """
+        super().enter_stage(stage)
+        if self.conditional is None:
+            return
+        of_base = {id(parameter) for parameter in self.conditional.parameters_of_mean()}
+        for parameter in self.parameters():
+            parameter.requires_grad_((id(parameter) in of_base) == (stage == 0))
+
+    @override
+    def stage_loss(
+        self, context: Float[Tensor, "batch context"], target: Float[Tensor, "batch target"], noise: Noise
+    ) -> Float[Tensor, ""]:
+        if self.conditional is None or self.stage == 1:
+            return self.encoded_loss(context, target, noise)
+        return functional.mse_loss(self.conditional.mean_of(context), target)
 
     @override
     def encoded_loss(
@@ -228,7 +252,7 @@ class FlowInverseDynamics(InverseDynamics):
         setting = self._setting(num_inference_steps, solver)
         seen, found = self.condition(context)
         x_1 = self.carry(seen, noise, setting)
-        return x_1 if found is None else found.mean + found.log_scale.exp() * self.residual_spread * x_1
+        return x_1 if found is None else found.mean + found.log_scale.exp() * x_1
 
     def condition(
         self, context: Float[Tensor, "batch context"]
@@ -243,8 +267,22 @@ class FlowInverseDynamics(InverseDynamics):
         self, seen: Float[Tensor, "batch seen"], x_0: Float[Tensor, "samples batch target"], setting: SamplingSetting
     ) -> Float[Tensor, "samples batch target"]:
         """Return x_1 of noise: the residual of an "mlp" base in units of its spread, else the target itself."""
-        method = get_solver(setting.solver)
-        return method.integrate(self._velocity(seen, self.network), x_0, setting.num_inference_steps)
+        first = FirstEvaluation(self._velocity(seen, self.network))
+        x_1 = get_solver(setting.solver).integrate(first, x_0, setting.num_inference_steps)
+        spread = self.spread_of(setting)
+        return x_1 if spread is None else torch.lerp(first.end, x_1, x_1.new_tensor(spread))
+
+    def spread_of(self, setting: SamplingSetting | None = None) -> tuple[float, ...] | None:
+        """Return the calibrated factors on the spread of samples, one per target dimension; None for 1.
+
+        Args:
+            setting: how samples are drawn; for one that was not calibrated, and for None, those of the finest.
+        """
+        if not self.spreads:
+            return None
+        finest = max(self.spreads, key=network_evaluations)
+        spread = self.spreads.get(setting or finest, self.spreads[finest])
+        return None if set(spread) == {1.0} else spread
 
     def _setting(self, num_inference_steps: int | None, solver: str | None) -> SamplingSetting:
         steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
@@ -324,10 +362,40 @@ class FlowInverseDynamics(InverseDynamics):
         with torch.no_grad():
             seen, found = self.condition(context)
             velocity = self._velocity(seen.double(), network)
-            if found is None:
-                return flow_log_prob(velocity, target)
-            scale = found.log_scale.double().exp() * self.residual_spread.double()
-            return flow_log_prob(velocity, (target - found.mean.double()) / scale) - scale.log().sum(dim=1)
+            volume = target.new_zeros(len(target))
+            if found is not None:
+                target = (target - found.mean.double()) * torch.exp(-found.log_scale.double())
+                volume = found.log_scale.double().sum(dim=1)
+            if (factors := self.spread_of()) is not None:
+                spread = target.new_tensor(factors)
+                mean = velocity(torch.zeros_like(target), 0.0)
+                target = mean + (target - mean) / spread
+                volume = volume + spread.log().sum()
+            return flow_log_prob(velocity, target) - volume
+
+
+def network_evaluations(setting: SamplingSetting) -> int:
+    """Return how often a setting asks the network per sample."""
+    return setting.num_inference_steps * get_solver(setting.solver).evaluations_per_step
+
+
+class FirstEvaluation:
+    """A velocity field that remembers where its first evaluation points, at x_0 and t = 0: to the mean of x_1.
+
+    Args:
+        velocity: the field.
+    """
+
+    def __init__(self, velocity: Velocity):
+        self.velocity = velocity
+        self.end: Tensor
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        """Return the velocity at x_t = `x`."""
+        found = self.velocity(x, t)
+        if t == 0.0:
+            self.end = x + found
+        return found
 
 
 def _check_steps(num_inference_steps: int) -> None:

@@ -26,6 +26,8 @@ NetworkKind = Literal["unet", "film", "mlp"]
 class VelocityNetwork(nn.Module, ABC):
     """A network of (x_t, t, context)."""
 
+    output: nn.Module
+
     @abstractmethod
     def forward(
         self, x: Float[Tensor, "batch dim"], t: Float[Tensor, "batch 1"], context: Float[Tensor, "batch context"]
@@ -45,6 +47,12 @@ class VelocityNetwork(nn.Module, ABC):
         self, x: Float[Tensor, "*samples batch dim"], embedding: Float[Tensor, "batch embedding"]
     ) -> Float[Tensor, "*samples batch dim"]:
         """Return the prediction from x_t and embed_context(context) + embed_time(t), shared by all samples."""
+
+    def last_layer(self) -> nn.Linear:
+        """Return the layer that the prediction comes from."""
+        layer = self.output[-1] if isinstance(self.output, nn.Sequential) else self.output
+        assert isinstance(layer, nn.Linear)
+        return layer
 
 
 class UNetVelocity(VelocityNetwork):

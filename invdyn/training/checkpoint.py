@@ -114,7 +114,7 @@ def load_checkpoint(path: str | Path, device: str | None = "cpu") -> Checkpoint:
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"checkpoint cannot be loaded: {folder / WEIGHTS_FILE}: {reason}") from None
-    _apply_sampling(model, folder)
+    apply_sampling(model, folder)
     run_dir = folder.parent.parent if folder.parent.name == CHECKPOINTS else folder
     return Checkpoint(folder, run_dir, model.to(resolve_device(device)).eval(), config, read_metrics(folder))
 
@@ -132,18 +132,15 @@ def load_model(path: str | Path, device: str | None = "cpu") -> InverseDynamics:
     return WithConstantDims(checkpoint.model, constant.state, constant.action).to(checkpoint.model.device).eval()
 
 
-def write_sampling(
-    folder: Path, chosen: SamplingSetting, curve: Sequence[Mapping[str, Any]], residual_spread: Sequence[float] | None
-) -> None:
+def write_sampling(folder: Path, chosen: SamplingSetting, curve: Sequence[Mapping[str, Any]]) -> None:
     """Write `sampling.json` of a checkpoint.
 
     Args:
         folder: of the checkpoint.
         chosen: what `sample` uses unless it is told otherwise.
-        curve: quality and cost of each validated setting; see `SettingQuality`.
-        residual_spread: calibrated spread of each target dimension of an "mlp" base.
+        curve: quality, cost and calibrated spread of each validated setting; see `SettingQuality`.
     """
-    values = {"chosen": chosen._asdict(), "residual_spread": residual_spread, "curve": list(curve)}
+    values = {"chosen": chosen._asdict(), "curve": list(curve)}
     temporary = folder / f".{SAMPLING_FILE}.tmp"
     temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
     temporary.replace(folder / SAMPLING_FILE)
@@ -152,10 +149,15 @@ def write_sampling(
 def choose_sampling(folder: Path, chosen: SamplingSetting) -> None:
     """Make another setting the one that a checkpoint's model samples with, if it has chosen one."""
     if (values := _read_sampling(folder)) is not None:
-        write_sampling(folder, chosen, values["curve"], values["residual_spread"])
+        write_sampling(folder, chosen, values["curve"])
 
 
-def _apply_sampling(model: InverseDynamics, folder: Path) -> None:
+def apply_sampling(model: InverseDynamics, folder: Path) -> None:
+    """Make a flow sample as `sampling.json` of its checkpoint says; nothing happens without one.
+
+    Raises:
+        DataError: when the file cannot be read, or does not fit the model.
+    """
     values = _read_sampling(folder)
     if values is None or not isinstance(model, FlowInverseDynamics):
         return
@@ -165,11 +167,15 @@ def _apply_sampling(model: InverseDynamics, folder: Path) -> None:
         ]
         for setting in settings:
             model.check_sampling(setting.num_inference_steps, setting.solver)
-        if values["residual_spread"] is not None:
-            model.residual_spread.copy_(torch.tensor(values["residual_spread"]))
-    except (LookupError, TypeError, RuntimeError, AttributeError, ConfigError) as error:
+        spreads = {
+            setting: tuple(map(float, v["spread"])) for setting, v in zip(settings[1:], values["curve"], strict=True)
+        }
+        if any(len(spread) != model.target_dim for spread in spreads.values()):
+            raise ConfigError(f"spread must hold {model.target_dim} numbers")
+    except (LookupError, TypeError, ValueError, AttributeError, ConfigError) as error:
         raise DataError(f"sampling settings do not fit the model: {folder / SAMPLING_FILE}: {error}") from None
     model.use_sampling(settings[0], settings)
+    model.spreads = spreads
 
 
 def _read_sampling(folder: Path) -> dict[str, Any] | None:

@@ -33,9 +33,9 @@ class Member:
     """What a step trains.
 
     Attributes:
-        model: trained in place.
-        optimizer: an AdamW over the model's parameters; its state is read once and kept up to date.
-        average: parameters of the moving average, kept up to date; empty for none.
+        model: trained in place: the parameters that require gradients.
+        optimizer: an AdamW over these parameters; its state is read once and kept up to date.
+        average: their moving average, kept up to date; empty for none.
     """
 
     model: InverseDynamics
@@ -67,13 +67,18 @@ class CompiledStep:
     ):
         self.model, self.max_grad_norm, self.precision = members[0].model, max_grad_norm, precision
         self.num_members = len(members)
-        self.names = [name for name, _ in self.model.named_parameters()]
-        self.shapes = [parameter.shape for parameter in self.model.parameters()]
+        self.trained, self.fixed = (
+            {name: p.shape for name, p in self.model.named_parameters() if p.requires_grad is flag}
+            for flag in (True, False)
+        )
         self.buffers = dict(self.model.named_buffers())
         self.groups: list[dict[str, Any]] = [member.optimizer.param_groups[0] for member in members]
         if compiled:
             require_compiler(self.model.device)
-        self.flat = _stack([list(member.model.parameters()) for member in members])
+        self.flat, self.constants = (
+            _stack([[p for p in member.model.parameters() if p.requires_grad is flag] for member in members])
+            for flag in (True, False)
+        )
         self.average = _stack([member.average for member in members]) if members[0].average else None
         states = [_optimizer_states(member) for member in members]
         self.exp_avg, self.exp_avg_sq, self.steps = (
@@ -162,7 +167,7 @@ class CompiledStep:
     def _step(self, coefficients: Tensor, *batch: Tensor) -> Tensor:
         gradient: Tensor
         losses: Tensor
-        gradient, (_, losses) = grad_and_value(self._losses, has_aux=True)(self.flat, *batch)
+        gradient, (_, losses) = grad_and_value(self._losses, has_aux=True)(self.flat, self.constants, *batch)
         if self.max_grad_norm is not None:
             norm = gradient.norm(dim=-1, keepdim=True)
             gradient = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -176,17 +181,16 @@ class CompiledStep:
             self.average.lerp_(self.flat, 1.0 - decay)
         return losses
 
-    def _losses(self, flat: Flat, *batch: Tensor) -> tuple[Tensor, Tensor]:
+    def _losses(self, flat: Flat, constants: Flat, *batch: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sum of the members' losses, whose gradient is that of each by itself, and the losses."""
         if self.num_members == 1:
-            loss = self._loss(flat, *batch)
+            loss = self._loss(flat, constants, *batch)
             return loss, loss.detach()
-        losses: Tensor = vmap(self._loss)(flat, *batch)
+        losses: Tensor = vmap(self._loss)(flat, constants, *batch)
         return losses.sum(), losses.detach()
 
-    def _loss(self, flat: Tensor, context: Tensor, target: Tensor, *noise: Tensor) -> Tensor:
-        pieces = flat.split([shape.numel() for shape in self.shapes])
-        parameters = {n: p.view(shape) for n, p, shape in zip(self.names, pieces, self.shapes, strict=True)}
+    def _loss(self, flat: Tensor, constants: Tensor, context: Tensor, target: Tensor, *noise: Tensor) -> Tensor:
+        parameters = {**_pieces(flat, self.trained), **_pieces(constants, self.fixed)}
         with autocast(flat.device, self.precision):
             loss: Tensor = functional_call(self.model, (parameters, self.buffers), (context, target, *noise))
         return loss
@@ -249,8 +253,16 @@ def _with_own_code(method: Any) -> Any:
     return types.MethodType(copied, method.__self__)
 
 
+def _pieces(vector: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
+    """Return views of a vector by name."""
+    pieces = vector.split([shape.numel() for shape in shapes.values()]) if shapes else ()
+    return {name: piece.view(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}
+
+
 def _stack(rows: Sequence[Sequence[Tensor]]) -> Flat:
     """Move the tensors of each row into one vector and make each tensor a view of it; one row gives no matrix."""
+    if not rows[0]:
+        return torch.empty(0) if len(rows) == 1 else torch.empty(len(rows), 0)
     flat = torch.stack([torch.cat([tensor.detach().reshape(-1) for tensor in row]) for row in rows])
     for row, vector in zip(rows, flat, strict=True):
         for tensor, piece in zip(row, vector.split([tensor.numel() for tensor in row]), strict=True):
@@ -260,7 +272,7 @@ def _stack(rows: Sequence[Sequence[Tensor]]) -> Flat:
 
 def _optimizer_states(member: Member) -> list[dict[str, Tensor]]:
     """Return the optimizer's state of each parameter; created where no step has been taken yet."""
-    parameters = list(member.model.parameters())
+    parameters = [parameter for parameter in member.model.parameters() if parameter.requires_grad]
     for parameter in parameters:
         state = member.optimizer.state[parameter]
         if not state:

@@ -30,7 +30,7 @@ from invdyn.training.record import EVALUATIONS, Clock, Recorder, is_due
 from invdyn.training.run_config import RunConfig
 from invdyn.training.sampling import settle_sampling
 from invdyn.training.tracking import Tracker
-from invdyn.training.trainer import Trainer
+from invdyn.training.trainer import Trainer, split_chunk
 from invdyn.training.validation import Validation
 from invdyn.training.worker import Metrics, Worker
 from invdyn.transitions.store import TransitionStore
@@ -48,9 +48,13 @@ class PopulationTrainer:
     """
 
     def __init__(self, trainers: Sequence[Trainer], compiled: bool):
-        self.trainers = trainers
-        members = [trainer.member() for trainer in trainers]
-        self.step = CompiledStep(members, trainers[0].recipe.max_grad_norm, trainers[0].precision, compiled)
+        self.trainers, self.compiled = trainers, compiled
+        self.step = self._make_step()
+
+    def _make_step(self) -> CompiledStep:
+        members = [trainer.member() for trainer in self.trainers]
+        first = self.trainers[0]
+        return CompiledStep(members, first.recipe.max_grad_norm, first.precision, self.compiled)
 
     def draw_noise(self, generators: Sequence[torch.Generator], steps: int, batch_size: int) -> Noise:
         """Return each run's own noise, as a run trained alone draws it: tensors of (steps, runs, batch, columns)."""
@@ -71,6 +75,12 @@ class PopulationTrainer:
         Returns:
             The losses, on the device.
         """
+        left = self.trainers[0].steps_left_in_stage()
+        if left < len(rows[0]):
+            return torch.cat([self.train_chunk(*part) for part in split_chunk(rows, noise, left)])
+        started = [trainer.enter_stage() for trainer in self.trainers]
+        if any(started):
+            self.step = self._make_step()
         schedules = [trainer.schedule(len(rows[0])) for trainer in self.trainers]
         rates, decays = zip(*schedules, strict=True)
         losses = self.step(self.step.coefficients(rates, decays), (*rows, *noise))

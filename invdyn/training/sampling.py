@@ -1,4 +1,4 @@
-"""The end of training a flow: calibrate its spread, choose its solver and steps, write both into its checkpoints."""
+"""The end of training a flow: calibrate its spreads, choose its solver and steps, write both into its checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 
 from invdyn.evaluation.sampling_choice import (
     CANDIDATES,
-    calibrate_spread,
     choose_setting,
     quality_of_settings,
 )
@@ -18,6 +17,7 @@ from invdyn.models.flow import FlowInverseDynamics, SamplingSetting
 from invdyn.models.registry import FlowConfig
 from invdyn.training.checkpoint import (
     SAMPLING_FILE,
+    apply_sampling,
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
@@ -29,18 +29,15 @@ from invdyn.training.validation import Validation
 MAX_ROWS = 1024
 
 
-def settle_sampling(
-    config: RunConfig, model: InverseDynamics, validation: Validation, *, calibrate: bool = True
-) -> None:
+def settle_sampling(config: RunConfig, model: InverseDynamics, validation: Validation) -> None:
     """Write `sampling.json` into the best and the last checkpoint of a run; needs validation rows.
 
     A number of steps that the config fixes is kept, and is then the only one that is validated.
 
     Args:
         config: the run.
-        model: that of the last checkpoint, in eval mode; its spread is calibrated in place.
+        model: that of the last checkpoint, in eval mode; it samples as settled from now on.
         validation: the rows to judge by.
-        calibrate: whether to calibrate the spread.
     """
     found = list_checkpoints(config.run_dir)
     if not found or not isinstance(model, FlowInverseDynamics) or len(validation.encoded[0]) == 0:
@@ -54,11 +51,8 @@ def settle_sampling(
         of_folder = model if folder == found[-1] else load_checkpoint(folder, str(model.device)).model
         assert isinstance(of_folder, FlowInverseDynamics)
         if (folder / SAMPLING_FILE).is_file():  # settled before the run was continued
-            if of_folder.conditional is not None:
-                of_folder.load_state_dict(load_checkpoint(folder, str(model.device)).model.state_dict())
+            apply_sampling(of_folder, folder)
             continue
-        if calibrate:
-            calibrate_spread(of_folder, rows, config.training.seed)
         curve = quality_of_settings(of_folder, rows, validation.action_std, settings, config.training.seed)
-        spread = None if of_folder.conditional is None else of_folder.residual_spread.tolist()
-        write_sampling(folder, choose_setting(curve), [asdict(quality) for quality in curve], spread)
+        write_sampling(folder, choose_setting(curve), [asdict(quality) for quality in curve])
+        apply_sampling(of_folder, folder)

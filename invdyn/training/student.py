@@ -70,7 +70,7 @@ def train_student(
     (folder / CONFIG_FILE).write_text(own.to_yaml(), encoding="utf-8")
     student.num_inference_steps, student.solver = steps, "euler"
     save_checkpoint(folder, own, num_batches, student.state_dict(), {}, validation.evaluate(student))
-    settle_sampling(own, student, validation, calibrate=False)
+    settle_sampling(own, student, validation)
     return folder
 
 
@@ -111,6 +111,7 @@ def straighten(
     """
     seen, x_0, x_1 = pairs
     student = copy.deepcopy(teacher)
+    student.spreads = {}
     parameters: list[Tensor] = [p.requires_grad_() for p in student.network.parameters()]
     average = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.Adam(parameters, lr=recipe.learning_rate, fused=True)

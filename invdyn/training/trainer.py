@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,13 @@ def learning_rate_at(recipe: TrainingRecipe, step: int, total_steps: int) -> flo
     return recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
+def split_chunk(rows: Rows, noise: Noise, steps: int) -> Iterator[tuple[Rows, Noise]]:
+    """Yield the first `steps` batches of a chunk, then the rest."""
+    for part in (slice(steps), slice(steps, None)):
+        context, target = rows
+        yield (context[part], target[part]), tuple(values[part] for values in noise)
+
+
 class Trainer:
     """A model with its optimizer, schedule and moving average.
 
@@ -75,17 +82,49 @@ class Trainer:
         precision: torch.dtype = torch.float32,
     ):
         self.model, self.recipe, self.total_steps, self.worker = model, recipe, total_steps, worker
-        self.module = worker.wrap(torch.compile(model) if compiled else model)  # type: ignore[arg-type]
-        self.parameters: list[Tensor] = list(model.parameters())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-        )
         self.average = copy.deepcopy(model).requires_grad_(False) if recipe.ema_decay is not None else model
-        self.average_parameters: list[Tensor] = list(self.average.parameters())
         self.compiled = compiled
         self.precision = precision
-        self.one_graph: CompiledStep | None = None
         self.step = 0
+        first = round(recipe.base_fraction * total_steps) if model.num_stages == 2 else 0
+        # Begin and end of each stage, in steps.
+        self.stages = [(0, first), (first, total_steps)] if first else [(0, total_steps)]
+        self._start_stage(0 if first else model.num_stages - 1)
+
+    def _start_stage(self, stage: int) -> None:
+        self.model.enter_stage(stage)
+        model: nn.Module = torch.compile(self.model) if self.compiled else self.model  # type: ignore[assignment]
+        self.module = self.worker.wrap(model)
+        both = zip(self.model.parameters(), self.average.parameters(), strict=True)
+        trained = [(own, average) for own, average in both if own.requires_grad]
+        self.parameters: list[Tensor] = [own for own, _ in trained]
+        self.average_parameters: list[Tensor] = [average for _, average in trained]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=self.recipe.learning_rate, weight_decay=self.recipe.weight_decay, fused=True
+        )
+        self.one_graph: CompiledStep | None = None
+
+    def enter_stage(self) -> bool:
+        """Go on to the next stage of training if its first step comes next; return whether it does."""
+        stage = self._stage_of(self.step)
+        if stage == self.model.stage:
+            return False
+        with torch.no_grad():  # what was trained so far is fixed at its average
+            for own, average in zip(self.model.parameters(), self.average.parameters(), strict=True):
+                own.copy_(average)
+        self._start_stage(stage)
+        return True
+
+    def steps_left_in_stage(self) -> int:
+        """Return how many steps the stage of the next step still has; at least 1."""
+        return max(1, self._span(self.step)[1] - self.step)
+
+    def _stage_of(self, step: int) -> int:
+        """Return the model's stage of a step."""
+        return 0 if step < self.stages[0][1] and len(self.stages) > 1 else self.model.num_stages - 1
+
+    def _span(self, step: int) -> tuple[int, int]:
+        return self.stages[0] if step < self.stages[0][1] else self.stages[-1]
 
     def train_chunk(self, rows: Rows, noise: Noise) -> Float[Tensor, "steps"]:
         """Take one step per batch of a chunk.
@@ -97,11 +136,15 @@ class Trainer:
         Returns:
             The loss of each step, on the device.
         """
+        left = self.steps_left_in_stage()
+        if left < len(rows[0]):
+            return torch.cat([self.train_chunk(*part) for part in split_chunk(rows, noise, left)])
+        self.enter_stage()
         if self.compiled and self.worker.world_size == 1:
             return self._train_chunk_compiled(rows, noise)
         losses = []
         for context, target, *batch_noise in zip(*rows, *noise, strict=True):
-            self.optimizer.param_groups[0]["lr"] = learning_rate_at(self.recipe, self.step, self.total_steps)
+            self.optimizer.param_groups[0]["lr"] = self._rate_at(self.step)
             losses.append(
                 train_step(
                     self.module,
@@ -133,7 +176,7 @@ class Trainer:
     def schedule(self, num_steps: int) -> tuple[list[float], list[float]]:
         """Return the learning rates and the decays of the moving average of the next steps."""
         steps = range(self.step, self.step + num_steps)
-        rates = [learning_rate_at(self.recipe, step, self.total_steps) for step in steps]
+        rates = [self._rate_at(step) for step in steps]
         return rates, [self._decay_at(step) for step in steps]
 
     def advance(self, rates: Sequence[float]) -> None:
@@ -168,6 +211,9 @@ class Trainer:
         """
         state = load_trainer_state(folder, self.worker.device)
         try:
+            stage = self._stage_of(max(0, int(state["step"]) - 1))  # of the last step: the optimizer is that stage's
+            if stage != self.model.stage:
+                self._start_stage(stage)
             self.model.load_state_dict(state["weights"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -183,4 +229,10 @@ class Trainer:
 
     def _decay_at(self, step: int) -> float:
         """Return the decay of the moving average: its first steps must forget the random start quickly."""
-        return min(self.recipe.ema_decay or 0.0, (1 + step) / (10 + step))
+        done = step - self._span(step)[0]
+        return min(self.recipe.ema_decay or 0.0, (1 + done) / (10 + done))
+
+    def _rate_at(self, step: int) -> float:
+        """Return the learning rate of a step: each stage has the whole schedule."""
+        begin, end = self._span(step)
+        return learning_rate_at(self.recipe, step - begin, end - begin)

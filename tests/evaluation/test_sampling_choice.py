@@ -6,7 +6,6 @@ import torch
 
 from invdyn.evaluation.sampling_choice import (
     SettingQuality,
-    calibrate_spread,
     choose_setting,
     quality_of_settings,
 )
@@ -15,16 +14,25 @@ from invdyn.models.flow import SamplingSetting
 from tests.models.rows import make_rows, moments_of
 
 
-def quality(solver: str, evaluations: int, excess: float, error: float = 0.0) -> SettingQuality:
-    return SettingQuality(solver, evaluations, evaluations, 0.0, 1.0 + excess, excess, error, 0.0)
+def quality(solver: str, evaluations: int, excess: float, error: float = 0.0, coverage: float = 0.9) -> SettingQuality:
+    return SettingQuality(solver, evaluations, evaluations, 0.0, 1 + excess, excess, error, 0.0, (1.0,), coverage, 0.01)
 
 
 def test_the_cheapest_within_tolerance_is_chosen() -> None:
-    curve = [quality("euler", 1, 0.2), quality("euler", 2, 0.004), quality("angular_euler", 2, 0.003)]
+    curve = [quality("euler", 1, 0.2), quality("euler", 2, 0.0019), quality("angular_euler", 2, 0.0018)]
     best = quality("euler", 16, 0.0)
     assert choose_setting([*curve, best]) == SamplingSetting("angular_euler", 2)
     assert choose_setting([curve[0], best]) == SamplingSetting("euler", 16)
     assert choose_setting([quality("euler", 1, 0.2, error=0.11), best]) == SamplingSetting("euler", 1)
+
+
+def test_right_intervals_come_before_few_evaluations() -> None:
+    narrow, right = quality("euler", 2, 0.0, coverage=0.7), quality("angular_midpoint", 4, 0.08, coverage=0.92)
+    assert choose_setting([narrow, right]).num_inference_steps == 4
+    far_worse = quality("angular_euler", 1, 0.2, coverage=0.9)
+    assert choose_setting([far_worse, narrow, right]).num_inference_steps == 4
+    still_narrow = quality("angular_euler", 4, 0.001, coverage=0.8)
+    assert choose_setting([narrow, still_narrow]).num_inference_steps == 4
 
 
 def gaussian_model(spread: float) -> FlowInverseDynamics:
@@ -41,12 +49,30 @@ def gaussian_model(spread: float) -> FlowInverseDynamics:
 
 
 def test_a_wrong_spread_is_calibrated() -> None:
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(5)
     rows = {"state": torch.zeros(2000, 3), "next_state": torch.zeros(2000, 3)}
     rows["action"] = torch.randn(2000, 2, generator=random) * torch.tensor([1.0, 0.5])
-    model = gaussian_model(1.0)
-    calibrate_spread(model, rows)
-    torch.testing.assert_close(model.residual_spread, torch.tensor([1.0, 0.5]), rtol=0.1, atol=0)
+    model, setting = gaussian_model(1.0), SamplingSetting("angular_euler", 4)
+    (found,) = quality_of_settings(model, rows, np.ones(2), [setting])
+    assert found.spread == pytest.approx((1.0, 0.5), rel=0.1)
+    assert found.coverage_90 == pytest.approx(0.9, abs=0.02)
+    (own,) = quality_of_settings(model, rows, np.ones(2), [setting], calibrate=False)
+    assert own.coverage_90 > 0.94
+    assert own.energy_score > found.energy_score
+    assert not model.spreads
+
+
+def test_samples_are_stretched_about_the_mean_of_the_flow() -> None:
+    """The flow moves all noise by 3 (an angular field cos(angle) x_1 - sin(angle) x_0 that is fitted to a point)."""
+    model, setting = gaussian_model(1.0), SamplingSetting("angular_euler", 1)
+    torch.nn.init.constant_(model.network.output.bias, 3.0)  # type: ignore[union-attr,arg-type]
+    states = torch.zeros(1, 3), torch.zeros(1, 3)
+    noise = torch.randn(4000, 1, 2, generator=torch.Generator().manual_seed(0))
+    plain = model.sample_from(*states, noise, num_inference_steps=1, solver="angular_euler")
+    model.spreads = {setting: (1.0, 0.25)}
+    stretched = model.sample_from(*states, noise, num_inference_steps=1, solver="angular_euler")
+    torch.testing.assert_close(stretched[..., 0], plain[..., 0])
+    torch.testing.assert_close(stretched[..., 1], 3.0 + 0.25 * (plain[..., 1] - 3.0))
 
 
 def test_settings_are_judged_by_the_same_noise() -> None:
@@ -61,5 +87,7 @@ def test_settings_are_judged_by_the_same_noise() -> None:
     assert curve[1].energy_score == pytest.approx(curve[2].energy_score)
     assert curve[0].energy_excess > 5 * curve[0].excess_error > 0
     assert min(q.energy_excess for q in curve) == 0.0
+    assert curve[1].coverage_90 == pytest.approx(0.9, abs=0.03)
+    assert curve[0].coverage_90 < 0.1
     assert choose_setting(curve) == SamplingSetting("angular_euler", 1)
     assert all(q.us_per_action > 0 for q in curve)

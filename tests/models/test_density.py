@@ -8,6 +8,7 @@ from torch.distributions import MultivariateNormal, Normal
 from invdyn.errors import ConfigError
 from invdyn.models import FlowInverseDynamics
 from invdyn.models.density import field_and_divergence, flow_log_prob
+from invdyn.models.flow import SamplingSetting
 from tests.models.rows import make_rows, moments_of
 
 MEAN, STD = torch.tensor([0.7, -1.0]).double(), torch.tensor([0.5, 2.0]).double()
@@ -55,13 +56,13 @@ def test_a_flow_that_does_nothing_is_the_gaussian_of_its_base(network: str, pred
     torch.testing.assert_close(model.log_prob(*rows), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_spread_of_an_mlp_base_is_in_the_density() -> None:
+def test_the_calibrated_spread_is_in_the_density() -> None:
     rows = make_rows()
     torch.manual_seed(0)
     options = {"network": "mlp", "prediction": "angular", "base": "mlp", "base_dims": (8, 8)}
     model = silenced(FlowInverseDynamics(3, 2, 4, (8, 8), **options))  # type: ignore[arg-type]
     model.fit_normalization(moments_of(rows))
-    model.residual_spread.copy_(torch.tensor([0.5, 2.0]))
+    model.spreads = {SamplingSetting("angular_euler", 1): (0.5, 2.0)}
     samples = model.sample(rows.state, rows.next_state, 20_000, num_inference_steps=1, solver="angular_euler").double()
     gaussian = MultivariateNormal(samples.mean(dim=0), covariance_matrix=_covariances(samples))
     torch.testing.assert_close(model.log_prob(*rows), gaussian.log_prob(rows.action.double()), rtol=0.02, atol=0.1)

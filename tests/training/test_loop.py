@@ -17,7 +17,16 @@ from invdyn.training.run_config import RunConfig
 from invdyn.training.trainer import learning_rate_at
 from invdyn.training.worker import Metrics, Worker
 from invdyn.transitions.store import TransitionStore
-from tests.training.runs import CPU, FLOW, LINEAR, assert_same_run, make_dataset, read_metrics_csv, run_config
+from tests.training.runs import (
+    CPU,
+    FLOW,
+    LINEAR,
+    TWO_STAGES,
+    assert_same_run,
+    make_dataset,
+    read_metrics_csv,
+    run_config,
+)
 
 MLP = {"_target_": "invdyn.models.MLPRegression", "name": "mlp", "down_dims": [16, 16]}
 UNET = {**FLOW, "network": "unet", "prediction": "velocity", "down_dims": [8, 8]}
@@ -144,9 +153,10 @@ def test_linear_trains_nothing(store: TransitionStore, tmp_path: Path) -> None:
     ("model", "values"),
     [
         (FLOW, {}),
+        (TWO_STAGES, {}),  # the second begins after epoch 3
         (UNET, {"resident": False, "ema_decay": None, "schedule": "constant", "max_grad_norm": 1.0}),
     ],
-    ids=["resident", "streamed"],
+    ids=["resident", "two stages", "streamed"],
 )
 @pytest.mark.parametrize("stop", [1, 3, 4, 6])
 def test_resumed_run_equals_an_uninterrupted_one(

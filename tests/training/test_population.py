@@ -17,7 +17,7 @@ from invdyn.training.population import population_key, train_population
 from invdyn.training.run_config import RunConfig
 from invdyn.training.worker import Metrics
 from invdyn.transitions.store import TransitionStore
-from tests.training.runs import CPU, FLOW, LINEAR, assert_same_run, read_metrics_csv, run_config
+from tests.training.runs import CPU, FLOW, LINEAR, TWO_STAGES, assert_same_run, read_metrics_csv, run_config
 from tests.training.test_compiled import compiles
 
 MLP = {**FLOW, "down_dims": [8, 8]}
@@ -84,10 +84,11 @@ def assert_equal_to_rounding(found: Path, expected: Path) -> None:
     ("model", "values"),
     [
         (MLP, {}),
+        (TWO_STAGES, {"base_fraction": 0.4}),
         (UNET, {"max_grad_norm": 0.5}),
         pytest.param(MLP, {"compile": True}, marks=[compiles]),
     ],
-    ids=["mlp", "unet", "compiled"],
+    ids=["mlp", "two stages", "unet", "compiled"],
 )
 def test_each_run_equals_the_one_trained_alone(
     store: TransitionStore, tmp_path: Path, model: dict[str, Any], values: dict[str, Any]

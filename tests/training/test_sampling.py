@@ -41,11 +41,13 @@ def test_solver_and_steps_are_chosen_and_stored_with_their_curve(run_dir: Path) 
     assert len(values["curve"]) == len(CANDIDATES)
     best = min(quality["energy_score"] for quality in values["curve"])
     chosen = next(q for q in values["curve"] if values["chosen"].items() <= q.items())
-    assert chosen["energy_excess"] <= max(0.005 * best, 2 * chosen["excess_error"])
+    assert chosen["energy_excess"] <= max(0.1 * best, 2 * chosen["excess_error"])
     model = load_checkpoint(run_dir).model
     assert isinstance(model, FlowInverseDynamics)
     assert (model.solver, model.num_inference_steps) == tuple(values["chosen"].values())
-    assert model.residual_spread.tolist() == pytest.approx(values["residual_spread"])
+    assert model.spreads == {
+        SamplingSetting(q["solver"], q["num_inference_steps"]): tuple(q["spread"]) for q in values["curve"]
+    }
     assert (list_checkpoints(run_dir)[-1] / SAMPLING_FILE).exists()
 
 

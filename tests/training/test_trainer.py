@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 
+from invdyn.models import FlowInverseDynamics
 from invdyn.models.recipe import TrainingRecipe
 from invdyn.models.registry import build_model, parse_model_config
 from invdyn.training.batches import Rows
 from invdyn.training.trainer import Trainer, learning_rate_at
-from tests.training.runs import CPU
+from tests.training.runs import CPU, TWO_STAGES
 
 MLP = {"_target_": "invdyn.models.MLPRegression", "name": "mlp", "down_dims": [16, 16]}
 
@@ -88,6 +89,36 @@ def test_a_step_is_adamw_at_the_scheduled_rate() -> None:
     assert losses.shape == (1,)
     moved = (flat(trainer.parameters) - before).abs()
     assert moved[moved > 1e-6].median() == pytest.approx(0.0025, rel=0.01)
+
+
+def test_a_base_is_trained_first_and_then_fixed_at_its_average() -> None:
+    """12 of 40 steps train the mean of the base; then its spread and the flow move, and the mean stays."""
+    torch.manual_seed(0)
+    config = parse_model_config({**TWO_STAGES, "training": {"base_fraction": 0.3, "weight_decay": 0.1}}, where="test")
+    model = build_model(config, 2, 1)
+    assert isinstance(model, FlowInverseDynamics)
+    assert model.conditional is not None
+    trainer = Trainer(model, config.training, 40, CPU)
+    base, others = model.conditional.parameters_of_mean(), [model.conditional.log_scale[0].weight, model.network.output]
+    start = [flat(base), flat([others[0], others[1].weight])]
+
+    def train(steps: int) -> torch.Tensor:
+        rows = chunk(trainer, steps)
+        noise = torch.randn(steps, 8, 1), torch.rand(steps, 8, 1)
+        return trainer.train_chunk(rows, noise)
+
+    train(11)
+    assert not torch.equal(flat(base), start[0])
+    assert torch.equal(flat([others[0], others[1].weight]), start[1])
+    assert trainer.schedule(2)[0] == pytest.approx(
+        [learning_rate_at(config.training, 11, 12), learning_rate_at(config.training, 0, 28)]
+    )
+    assert train(4).shape == (4,)  # across the boundary
+    averaged = flat(trainer.average.conditional.parameters_of_mean())  # type: ignore[union-attr,operator]
+    assert torch.equal(flat(base), averaged)
+    train(5)
+    assert torch.equal(flat(base), averaged)
+    assert not torch.equal(flat([others[0], others[1].weight]), start[1])
 
 
 def test_gradients_are_clipped_to_the_norm() -> None:
