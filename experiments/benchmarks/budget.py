@@ -44,12 +44,28 @@ class Trained:
 
 
 def train_within(
-    config: ModelConfig, store: TransitionStore, budget_s: float, seed: int, folder: Path, *, compiled: bool
+    config: ModelConfig,
+    store: TransitionStore,
+    budget_s: float,
+    seed: int,
+    folder: Path,
+    *,
+    compiled: bool,
+    share: float = 1.0,
 ) -> Trained:
     """Train for as many whole epochs as fit the CPU time, at least one; the speed is probed first, in a run of its own.
 
     The number of epochs must be known at the start, because the learning rate falls over the whole run. Models without
     steps are fitted once, whatever that costs.
+
+    Args:
+        config: the model.
+        store: the dataset.
+        budget_s: CPU seconds, the cost of what is not steps included.
+        seed: of the run.
+        folder: for its files.
+        compiled: whether the steps are compiled.
+        share: of the epochs that the budget buys: a run to choose hyperparameters by takes fewer.
     """
     folder = folder / f"{config.name}-{seed}"
     run = RunConfig.for_dataset(
@@ -66,7 +82,7 @@ def train_within(
     probe = _timed(run)
     if not build_model(run.model, store.state_dim, store.action_dim, store.history, store.horizon).trainable:
         return Trained(load_model(run.run_dir).eval(), 0, probe.cpu_s, 0.0)
-    epochs = max(1, round((budget_s - probe.other_s) / probe.epoch_s))
+    epochs = max(1, round(share * (budget_s - probe.other_s) / probe.epoch_s))
     run = run.replace(run_dir=str(folder / "full"), training=run.training.replace(num_epochs=epochs))
     full = _timed(run)
     return Trained(load_model(run.run_dir).eval(), epochs, full.cpu_s, max(probe.compile_cpu_s, full.compile_cpu_s))

@@ -151,7 +151,9 @@ def choose(args: argparse.Namespace, name: str, store: TransitionStore, model: s
     rows = held_out(store, "val")
     tried = []
     for overrides in grid:
-        predictions, trained = train_and_predict(args, store, model, overrides, budget_s, CHOICE_SEED, rows)
+        predictions, trained = train_and_predict(
+            args, store, model, overrides, args.budget, CHOICE_SEED, rows, CHOICE_SHARE
+        )
         tried.append({"overrides": list(overrides), "energy_score": chosen_by(predictions, rows), **trained})
     # NaN is never the lowest.
     chosen = min(tried, key=lambda each: np.nan_to_num(each["energy_score"], nan=np.inf))["overrides"]
@@ -168,20 +170,21 @@ def train_and_predict(
     budget_s: float,
     seed: int,
     rows: Rows,
+    share: float = 1.0,
 ) -> tuple[Predictions, dict[str, Any]]:
     """Train one model; return its predictions and what its training took."""
     entry = MODELS[model]
     with tempfile.TemporaryDirectory(prefix="invdyn-leaderboard-") as folder:
         if entry.library is not None:
-            return run_peer(args.peers, entry.library, overrides[0], store, budget_s, seed, rows, Path(folder))
+            return run_peer(args.peers, entry.library, overrides[0], store, share * budget_s, seed, rows, Path(folder))
         assert entry.config is not None
         others = [each.removeprefix(CONFIG) for each in overrides if each.startswith(CONFIG)]
         path = ROOT / "configs" / "inverse_dynamics" / (others[0] if others else entry.config)
         config = load_model_config(path, [each for each in overrides if not each.startswith(CONFIG)])
         config = parse_model_config({**config.to_values(), TARGET_KEY: config.target, "name": slug(model)}, model)
         # The reference recipe is its loop too.
-        compiled = entry.config != "reference_flow.yaml"
-        trained = train_within(config, store, budget_s, seed, Path(folder), compiled=compiled)
+        compiled = not args.eager and entry.config != "reference_flow.yaml"
+        trained = train_within(config, store, budget_s, seed, Path(folder), compiled=compiled, share=share)
         costs = {"cpu_s": trained.cpu_s, "epochs": trained.epochs, "compile_cpu_s": trained.compile_cpu_s}
         return predict(trained.model, rows, seed), costs
 
@@ -244,6 +247,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=ROOT / "data", help="of the datasets (default: data/)")
     parser.add_argument("--episodes", type=int, help="episodes to record (default: the dataset config's)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="default: docs/leaderboard")
+    parser.add_argument("--eager", action="store_true", help="do not compile (where there is no compiler)")
     parser.add_argument("--only_page", action="store_true", help="write the board of the results that are there")
     return parser.parse_args()
 

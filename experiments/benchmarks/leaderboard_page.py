@@ -43,11 +43,11 @@ action for RMSE / std, C2ST, force error and round trip; 32 for the rest; 2,000 
 in its regions and a C2ST of 0.5 (standard error .008). RMSE / std is the wrong measure where several actions are right:
 there the mean of all of them wins. [docs/metrics.md](../metrics.md) explains every column.
 
-Hyperparameters are chosen by the energy score on validation rows, with a third of the budget for each point of a grid
-of two (`choices/`): learning rates for networks, ours and theirs; neighbours for nearest neighbours; for the flow,
-its recipes pendulum_flow.yaml and many_valued_flow.yaml. The reference recipe is what it is. Peers
-(sbi, torchcfm) are trained by their own code on the same rows, with the features [s, s' - s] and the actions in
-standard units.
+Hyperparameters are chosen by the energy score on validation rows, with a third of the steps for each point of a small
+grid (`choices/`): two learning rates for networks, ours and theirs; two numbers of neighbours; for the flow its three
+recipes, flow.yaml, pendulum_flow.yaml and many_valued_flow.yaml, at their own learning rate. The reference recipe is
+what it is. Peers (sbi, torchcfm) are trained by their own code on the same rows, with the features [s, s' - s] and the
+actions in standard units.
 
 To run it, a piece at a time and at low priority; a result that is there for the same budget and rows is kept:
 

@@ -21,7 +21,7 @@ def run(load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
 
     def run(*arguments: str) -> None:
         folders = ("--output", str(tmp_path / "board"), "--folder", str(tmp_path / "data"))
-        monkeypatch.setattr(sys, "argv", ["leaderboard.py", "--episodes", "150", *folders, *arguments])
+        monkeypatch.setattr(sys, "argv", ["leaderboard.py", "--eager", "--episodes", "150", *folders, *arguments])
         script.main()
 
     return run
