@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -65,18 +66,18 @@ def solo_variant(
     precision: torch.dtype = torch.float32,
     chunks: int = CHUNKS_PER_ROUND,
 ) -> Variant:
-    """Return the training of one model of a config at batch 64."""
-    trainer = _trainer(store, config_name, device, 0, compiled, precision)
-    rows = load_rows(trainer.model, store, "train", device)
+    """Return the training of one model of a config at batch 64, as many steps in each of its stages."""
+    trainers = _one_per_stage(functools.partial(_trainer, store, config_name, device, 0, compiled, precision))
+    rows = load_rows(trainers[0].model, store, "train", device)
     stream = _whole_chunks(ResidentBatches(rows, Share(BATCH_SIZE), seed=0).epoch)
     generator = epoch_generator(0, 0, device=device)
 
     def run() -> None:
-        for _ in range(chunks):
+        for trainer in trainers * chunks:
             noise = trainer.model.draw_noise(STEPS_PER_CHUNK * BATCH_SIZE, generator, device)
             trainer.train_chunk(next(stream), tuple(n.unflatten(0, (STEPS_PER_CHUNK, BATCH_SIZE)) for n in noise))
 
-    return Variant(run, chunks * STEPS_PER_CHUNK * BATCH_SIZE, _count(trainer.model))
+    return Variant(run, len(trainers) * chunks * STEPS_PER_CHUNK * BATCH_SIZE, _count(trainers[0].model))
 
 
 def population_variant(
@@ -90,18 +91,30 @@ def population_variant(
     chunks: int = 1,
 ) -> Variant:
     """Return the training of `size` models of a config at once, each with seed, order and noise of its own."""
-    trainers = [_trainer(store, config_name, device, seed, False, precision) for seed in range(size)]
-    population = PopulationTrainer(trainers, compiled)
-    rows = load_rows(trainers[0].model, store, "train", device)
+    make = functools.partial(_trainer, store, config_name, device, compiled=False, precision=precision)
+    members = [_one_per_stage(functools.partial(make, seed)) for seed in range(size)]
+    populations = [PopulationTrainer(trainers, compiled) for trainers in zip(*members, strict=True)]
+    model = members[0][0].model
+    rows = load_rows(model, store, "train", device)
     stream = _whole_chunks(PopulationBatches(rows, BATCH_SIZE, range(size)).epoch)
     generators = [epoch_generator(seed, 0, device=device) for seed in range(size)]
 
     def run() -> None:
-        for _ in range(chunks):
+        for population in populations * chunks:
             noise = population.draw_noise(generators, STEPS_PER_CHUNK, BATCH_SIZE)
             population.train_chunk(next(stream), noise)
 
-    return Variant(run, chunks * STEPS_PER_CHUNK * BATCH_SIZE * size, _count(trainers[0].model))
+    return Variant(run, len(populations) * chunks * STEPS_PER_CHUNK * BATCH_SIZE * size, _count(model))
+
+
+def _one_per_stage(make: Callable[[], Trainer]) -> list[Trainer]:
+    """Return a trainer at the first step of each stage of training; the stages must have equal shares of the steps."""
+    trainers = [make() for _ in make().stages]
+    for trainer, (begin, end) in zip(trainers, trainers[0].stages, strict=True):
+        assert (end - begin) * len(trainers) == trainer.total_steps
+        trainer.step = begin
+        trainer.enter_stage()
+    return trainers
 
 
 def _trainer(
