@@ -212,7 +212,8 @@ def _crps(samples: Float[np.ndarray, "samples rows"], truth: Float[np.ndarray, "
     """Return the continuous ranked probability score of each row, unbiased: E|x - y| - E|x - x'| / 2."""
     count = len(samples)
     weights = (2.0 * np.arange(1, count + 1) - count - 1) / (count * (count - 1))
-    return np.abs(samples - truth).mean(axis=0) - weights @ np.sort(samples, axis=0)
+    scores: np.ndarray = np.abs(samples - truth).mean(axis=0) - weights @ np.sort(samples, axis=0)
+    return scores
 
 
 def _draw(

@@ -88,10 +88,7 @@ def train_loop(config: RunConfig, worker: Worker) -> Metrics:
         if not metrics and epoch == config.training.num_epochs:  # the run had ended already
             metrics = read_metrics(list_checkpoints(config.run_dir)[-1])
         if validation is not None:
-            settle_sampling(config, trainer.average.eval(), validation)
-            if config.training.student_steps is not None:
-                assert isinstance(trainer.average, FlowInverseDynamics)  # check_student
-                train_student(config, trainer.average, store, validation, trainer.total_steps)
+            settle_run(config, trainer, store, validation)
         if tracker:
             tracker.summarize(worker.on_trained(trainer.average.eval()))
         failed = False
@@ -99,6 +96,14 @@ def train_loop(config: RunConfig, worker: Worker) -> Metrics:
     finally:
         if tracker:
             tracker.close(exit_code=int(failed))
+
+
+def settle_run(config: RunConfig, trainer: Trainer, store: TransitionStore, validation: Validation) -> None:
+    """Do what follows the last step: choose how a flow samples, and train its student if it is to have one."""
+    settle_sampling(config, trainer.average.eval(), validation)
+    if config.training.student_steps is not None:
+        assert isinstance(trainer.average, FlowInverseDynamics)  # check_student
+        train_student(config, trainer.average, store, validation, trainer.total_steps)
 
 
 def open_store(config: RunConfig) -> TransitionStore:

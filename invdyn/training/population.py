@@ -25,10 +25,17 @@ from invdyn.models.registry import build_model
 from invdyn.training.batches import PopulationBatches, Rows, epoch_generator, fits_in_memory, load_rows
 from invdyn.training.checkpoint import list_checkpoints, read_metrics
 from invdyn.training.compiled import CompiledStep, has_compiler
-from invdyn.training.loop import COMPILE_PAYS_STEPS, NOISE_STREAM, diverged, make_trainer, open_store, train_loop
+from invdyn.training.loop import (
+    COMPILE_PAYS_STEPS,
+    NOISE_STREAM,
+    diverged,
+    make_trainer,
+    open_store,
+    settle_run,
+    train_loop,
+)
 from invdyn.training.record import EVALUATIONS, Clock, Recorder, is_due
 from invdyn.training.run_config import RunConfig
-from invdyn.training.sampling import settle_sampling
 from invdyn.training.tracking import Tracker
 from invdyn.training.trainer import Trainer, split_chunk
 from invdyn.training.validation import Validation
@@ -155,7 +162,7 @@ def train_population(
             runs.append(_Run(Recorder(own.replace(resident=True), worker, trainer, judge, tracker, clock)))
             trackers.callback(_close, runs[-1])
         _train(runs, batches, _compiled(config, device, total_steps * len(configs)), first_epoch, on_epoch)
-        return [_finish(run) for run in runs]
+        return [_finish(run, store) for run in runs]
 
 
 def _train_alone(config: RunConfig, worker: Worker) -> Metrics | InvdynError:
@@ -247,13 +254,13 @@ def _train_epoch(
     return means
 
 
-def _finish(run: _Run) -> Metrics | InvdynError:
+def _finish(run: _Run, store: TransitionStore) -> Metrics | InvdynError:
     if run.error is not None:
         return run.error
     recorder = run.recorder
     metrics = recorder.metrics or read_metrics(list_checkpoints(recorder.config.run_dir)[-1])
     model = recorder.trainer.average.eval()
-    settle_sampling(recorder.config, model, recorder.validation)
+    settle_run(recorder.config, recorder.trainer, store, recorder.validation)
     recorder.tracker.summarize(recorder.worker.on_trained(model))
     run.recorder.metrics = metrics
     return metrics

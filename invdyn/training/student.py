@@ -111,7 +111,7 @@ def straighten(
     """
     seen, x_0, x_1 = pairs
     student = copy.deepcopy(teacher)
-    student.spreads = {}
+    student.spreads, student.validated = {}, None
     parameters: list[Tensor] = [p.requires_grad_() for p in student.network.parameters()]
     average = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.Adam(parameters, lr=recipe.learning_rate, fused=True)

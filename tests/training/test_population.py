@@ -15,6 +15,7 @@ from invdyn.training.checkpoint import list_checkpoints, load_checkpoint, load_m
 from invdyn.training.loop import train_loop
 from invdyn.training.population import population_key, train_population
 from invdyn.training.run_config import RunConfig
+from invdyn.training.student import STUDENT
 from invdyn.training.worker import Metrics
 from invdyn.transitions.store import TransitionStore
 from tests.training.runs import CPU, FLOW, LINEAR, TWO_STAGES, assert_same_run, read_metrics_csv, run_config
@@ -108,7 +109,7 @@ def test_each_run_equals_the_one_trained_alone(
 def test_runs_are_whole_runs(store: TransitionStore, tmp_path: Path) -> None:
     """Loadable, continued by the plain loop, and of a config that says what they are."""
     told: list[float] = []
-    configs = members(store, tmp_path, num_epochs=2)
+    configs = members(store, tmp_path, num_epochs=2, student_steps=1)
 
     def on_trained(model: torch.nn.Module) -> Metrics:
         told.append(float(model.training))
@@ -121,6 +122,7 @@ def test_runs_are_whole_runs(store: TransitionStore, tmp_path: Path) -> None:
         assert checkpoint.config.training == config.training
         assert checkpoint.config.run_dir == config.run_dir
         assert checkpoint.metrics["val_loss"] == pytest.approx(min(_losses(config)), rel=1e-6)
+        assert load_checkpoint(Path(config.run_dir) / STUDENT).config.model.num_inference_steps == 1  # type: ignore[attr-defined]
         rows = {name: torch.from_numpy(values[:5]) for name, values in store.load("val").items()}
         assert load_model(config.run_dir).sample(rows["state"], rows["next_state"]).shape == (1, 5, 1)
         again = train_loop(config, CPU)
