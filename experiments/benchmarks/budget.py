@@ -22,7 +22,7 @@ from invdyn.training.distributed import train
 from invdyn.training.run_config import RunConfig, TrackingConfig
 from invdyn.transitions.store import TransitionStore
 
-PROBE_EPOCHS = 1
+PROBE_EPOCHS = 3
 VAL_ROWS = 512
 
 

@@ -44,10 +44,10 @@ in its regions and a C2ST of 0.5 (standard error .008). RMSE / std is the wrong 
 there the mean of all of them wins. [docs/metrics.md](../metrics.md) explains every column.
 
 Hyperparameters are chosen by the energy score on validation rows, with a third of the steps for each point of a small
-grid (`choices/`): two learning rates for networks, ours and theirs; two numbers of neighbours; for the flow its three
-recipes, flow.yaml, pendulum_flow.yaml and many_valued_flow.yaml, at their own learning rate. The reference recipe is
-what it is. Peers (sbi, torchcfm) are trained by their own code on the same rows, with the features [s, s' - s] and the
-actions in standard units.
+grid (`choices/`): two learning rates for networks, ours and theirs; two numbers of neighbours. The flow is the default
+recipe (flow.yaml; pendulum_flow.yaml on the pendulums), and many_valued_flow.yaml stands beside it; both, and the
+reference recipe, are what they are. Peers (sbi, torchcfm) are trained by their own code on the same rows, with the
+features [s, s' - s] and the actions in standard units.
 
 To run it, a piece at a time and at low priority; a result that is there for the same budget and rows is kept:
 
