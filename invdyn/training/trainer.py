@@ -93,6 +93,7 @@ class Trainer:
 
     def _start_stage(self, stage: int) -> None:
         self.model.enter_stage(stage)
+        self.average.stage = stage
         model: nn.Module = torch.compile(self.model) if self.compiled else self.model  # type: ignore[assignment]
         self.module = self.worker.wrap(model)
         both = zip(self.model.parameters(), self.average.parameters(), strict=True)

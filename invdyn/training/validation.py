@@ -47,12 +47,16 @@ class Validation:
 
     @torch.no_grad()
     def evaluate(self, model: InverseDynamics) -> dict[str, float]:
-        """Return val_loss and, in units of the action's standard deviation, val_nrmse of one sample."""
+        """Return val_loss and, in units of the action's standard deviation, val_nrmse of one sample.
+
+        As long as a flow is not trained yet (stage 0 of two), the sample is the mean of its base: one Euler step.
+        """
         count = len(self.encoded[0])
         if count == 0:
             return {}
         generator = epoch_generator(self.seed, 0, VALIDATION_STREAM, model.device)
         loss = model.encoded_loss(*self.encoded, model.draw_noise(count, generator, model.device))
-        sampled = model.sample(self.rows["state"], self.rows["next_state"], generator=generator)[0]
+        mean = {"num_inference_steps": 1, "solver": "euler"} if model.stage < model.num_stages - 1 else {}
+        sampled = model.sample(self.rows["state"], self.rows["next_state"], generator=generator, **mean)[0]  # type: ignore[arg-type]
         predicted, recorded = (flat_actions(values.cpu().numpy()) for values in (sampled, self.rows["action"]))
         return {SELECTION_METRIC: float(loss), "val_nrmse": nrmse(predicted, recorded, self.action_std)}

@@ -301,3 +301,13 @@ def test_config_of_the_checkpoint_is_the_run(store: TransitionStore, tmp_path: P
     train_loop(config, CPU)
     saved = RunConfig.load(list_checkpoints(config.run_dir)[-1])
     assert saved == config.replace(resident=True, compile=False)
+
+
+def test_a_base_in_training_is_judged_by_its_mean(store: TransitionStore, tmp_path: Path) -> None:
+    """The flow on top of it is not trained before the second half of the epochs, and its samples say nothing yet."""
+    model = {**TWO_STAGES, "base_dims": [32, 32], "num_inference_steps": None}
+    train_loop(run_config(store, tmp_path / "run", model, num_epochs=20), CPU)
+    errors = [float(row["val_nrmse"]) for row in read_metrics_csv(tmp_path / "run")]
+    linear = train_loop(run_config(store, tmp_path / "linear", LINEAR), CPU)["val_nrmse"]
+    assert errors[9] < errors[0]
+    assert errors[9] < 0.8 * linear
