@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from measure import cpu_seconds
 from torch import Tensor
 
@@ -68,6 +69,8 @@ def train_within(
         share: of the epochs that the budget buys: a run to choose hyperparameters by takes fewer.
     """
     folder = folder / f"{config.name}-{seed}"
+    if compiled:
+        torch.compile(torch.nn.Identity())  # its first use imports for seconds
     run = RunConfig.for_dataset(
         store,
         folder / "probe",
