@@ -93,6 +93,7 @@ class Trainer:
 
     def _start_stage(self, stage: int) -> None:
         self.model.enter_stage(stage)
+        self.model.zero_grad(set_to_none=True)  # what is fixed now must not count in the gradient's norm
         self.average.stage = stage
         model: nn.Module = torch.compile(self.model) if self.compiled else self.model  # type: ignore[assignment]
         self.module = self.worker.wrap(model)
