@@ -49,8 +49,9 @@ class Variant:
     parameters: int
 
 
-def reference_variant(store: TransitionStore, device: torch.device, chunks: int = CHUNKS_PER_ROUND) -> Variant:
+def reference_variant(store: TransitionStore, device: torch.device, chunks: int | None = None) -> Variant:
     """Return the reference loop."""
+    chunks = chunks or CHUNKS_PER_ROUND
     torch.manual_seed(0)
     loop = ReferenceLoop(*tensors(store, "train"), device)
     steps = chunks * STEPS_PER_CHUNK
@@ -64,9 +65,10 @@ def solo_variant(
     *,
     compiled: bool,
     precision: torch.dtype = torch.float32,
-    chunks: int = CHUNKS_PER_ROUND,
+    chunks: int | None = None,
 ) -> Variant:
     """Return the training of one model of a config at batch 64, as many steps in each of its stages."""
+    chunks = chunks or CHUNKS_PER_ROUND
     trainers = _one_per_stage(functools.partial(_trainer, store, config_name, device, 0, compiled, precision))
     rows = load_rows(trainers[0].model, store, "train", device)
     stream = _whole_chunks(ResidentBatches(rows, Share(BATCH_SIZE), seed=0).epoch)

@@ -42,7 +42,15 @@ def read_rows(path: Path) -> dict[str, dict[str, Any]]:
     return {next(iter(row.values())): row for row in json.loads(path.read_text())["rows"]}
 
 
-def test_training(run: Any) -> None:
+@pytest.fixture
+def short_rounds(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds that say nothing of the speed."""
+    monkeypatch.setattr(load("training"), "CHUNKS_PER_ROUND", 1)
+    monkeypatch.setattr(load("sampling"), "BATCHES", {1: 20, 500: 2})
+    monkeypatch.setattr(load("gpu"), "SMOKE_SAMPLED", {100: 2})
+
+
+def test_training(run: Any, short_rounds: None) -> None:
     rows = run("training", "--no_compile", "--episodes", "400")
     assert list(rows) == ["reference loop", "same network, eager", "default model, eager"]
     assert rows["reference loop"]["x reference"] == 1
@@ -63,15 +71,15 @@ def test_a_population_counts_the_rows_of_all_its_models(load: Load, pendulum: Tr
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def test_sampling(run: Any) -> None:
+def test_sampling(run: Any, short_rounds: None) -> None:
     rows = run("sampling", "--no_compile")
     names = ("reference, 100 steps", "sample(), 1 step(s)", "sample(), 2 step(s)")
-    assert list(rows) == [f"{name}, batch {batch}" for batch in ("1", "1,000") for name in names]
+    assert list(rows) == [f"{name}, batch {batch}" for batch in ("1", "500") for name in names]
     assert rows["reference, 100 steps, batch 1"]["x reference, 100 steps"] == 1
-    assert rows["sample(), 1 step(s), batch 1,000"]["x reference, 100 steps"] > 10
+    assert rows["sample(), 1 step(s), batch 500"]["x reference, 100 steps"] > 10
 
 
-def test_gpu_on_a_cpu(load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_gpu_on_a_cpu(load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, short_rounds: None) -> None:
     """Its tables are those of the other benchmarks, by the device's own clock and limit."""
     flags = ("--device", "cpu", "--smoke", "--no_compile", "--rounds", "1", "--output", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["gpu.py", *flags])
