@@ -7,13 +7,13 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 
-from common import add_common_arguments, connect, plan_tasks, run_command
+from common import add_common_arguments, connect, load_dataset_config, plan_tasks, run_command
 
-from invdyn.config import load_config
 from invdyn.envs.collect_config import CollectConfig
 from invdyn.envs.rollout import EpisodeRecorder, ShardRecord, collect_shard
 from invdyn.envs.shards import close_folder, open_folder
 from invdyn.errors import ConfigError, InvdynError
+from invdyn.nodes import SharedFiles, shared_files
 from invdyn.progress import Progress, format_duration
 from invdyn.transitions.dataset_config import DatasetConfig
 
@@ -23,7 +23,7 @@ SMOKE_EPISODES, SMOKE_EPISODES_PER_SHARD, SMOKE_STEPS = 128, 64, 100
 def main() -> None:
     """Record what a dataset config's `collect` section says into its `buffer_path`."""
     args = parse_arguments()
-    dataset = load_config(DatasetConfig, args.config, args.overrides)
+    dataset = load_dataset_config(args.config, args.storage, args.overrides)
     config = collect_section(dataset, args)
     EpisodeRecorder(config).close()  # every check of the config, before anything is written or started
     print(
@@ -88,12 +88,10 @@ def collect_section(dataset: DatasetConfig, args: argparse.Namespace) -> Collect
     """Return what to record, shrunk by --smoke.
 
     Raises:
-        ConfigError: when the dataset config has no `collect` section, or its recording is not a local folder.
+        ConfigError: when the dataset config has no `collect` section.
     """
     if dataset.collect is None:
         raise ConfigError(f"{args.config} must have a collect section to be recorded in simulation; it has none")
-    if "://" in dataset.sequence_path:
-        raise ConfigError(f"buffer_path must be a folder on a mounted disk to record into, got {dataset.buffer_path!r}")
     if not args.smoke:
         return dataset.collect
     return dataset.collect.replace(
@@ -119,31 +117,41 @@ def record_here(config: CollectConfig, folder: str, pending: list[int], progress
 def record_on_ray(
     config: CollectConfig, folder: str, pending: list[int], progress: Progress, num_workers: int | None
 ) -> Iterator[ShardRecord]:
-    """Record shards as Ray tasks, at most `num_workers` at a time (default: one per CPU of the cluster)."""
+    """Record shards as Ray tasks, at most `num_workers` at a time (default: one per CPU of the cluster).
+
+    Raises:
+        ConfigError: when a node does not reach the folder.
+        DataError: when a shard cannot be written.
+    """
     if not pending:
         return
     import ray
 
-    task = ray.remote(num_cpus=1)(collect_shard)
+    def record_shard(files: SharedFiles, index: int) -> ShardRecord:
+        files.check_here()
+        return collect_shard(config, folder, index)
+
+    task = ray.remote(num_cpus=1)(record_shard)
     limit = num_workers or int(ray.cluster_resources().get("CPU", 1))
     waiting, running, num_steps = list(reversed(pending)), [], 0
-    try:
-        while waiting or running:
-            while waiting and len(running) < limit:
-                running.append(task.remote(config, folder, waiting.pop()))
-            finished, running = ray.wait(running, num_returns=1)
-            for reference in finished:
-                record = ray.get(reference)
-                num_steps += record.num_steps
-                progress.update(record.num_episodes, step_rate(num_steps, progress.elapsed_s))
-                yield record
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, InvdynError):
-            raise error.cause from None
-        raise
-    finally:
-        for reference in running:
-            ray.cancel(reference)
+    with shared_files(folder, [], {"CPU": 1}) as files:
+        try:
+            while waiting or running:
+                while waiting and len(running) < limit:
+                    running.append(task.remote(files, waiting.pop()))
+                finished, running = ray.wait(running, num_returns=1)
+                for reference in finished:
+                    record = ray.get(reference)
+                    num_steps += record.num_steps
+                    progress.update(record.num_episodes, step_rate(num_steps, progress.elapsed_s))
+                    yield record
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, InvdynError):
+                raise error.cause from None
+            raise
+        finally:
+            for reference in running:
+                ray.cancel(reference)
 
 
 def step_rate(num_steps: int, elapsed_s: float) -> str:

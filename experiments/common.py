@@ -7,10 +7,12 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from invdyn.config import load_config
 from invdyn.errors import InvdynError
+from invdyn.transitions.dataset_config import DatasetConfig
 
 EXIT_INTERRUPTED = 130
 # The project, also for a script that `ray submit` has copied elsewhere: this module is not copied.
@@ -21,6 +23,11 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that every command that uses Ray takes."""
     parser.add_argument("--local", action="store_true", help="one process, no Ray: breakpoints work")
     parser.add_argument("--num_workers", type=positive_int, default=None, metavar="N", help="parallel workers")
+    parser.add_argument(
+        "--storage",
+        metavar="FOLDER",
+        help="shared folder or URL that data/ and runs/ lie below (default: the config's, else this folder)",
+    )
     parser.add_argument("--smoke", action="store_true", help="shrink the work to seconds on a CPU")
     parser.add_argument(
         "--address", default=None, help="address of a running Ray cluster, or 'auto' for this machine's"
@@ -57,6 +64,16 @@ def run_command(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; finished work is kept, run the same command again to continue", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def load_dataset_config(path: str | Path, given_storage: str | None, overrides: Sequence[str] = ()) -> DatasetConfig:
+    """Load a dataset config whose `storage` is the given one, if one is given.
+
+    Raises:
+        ConfigError: naming the file and the key.
+    """
+    config = load_config(DatasetConfig, path, overrides)
+    return config.replace(storage=given_storage) if given_storage else config
 
 
 def connect(

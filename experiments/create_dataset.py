@@ -10,9 +10,8 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from common import add_common_arguments, connect, plan_tasks, positive_int, run_command
+from common import add_common_arguments, connect, load_dataset_config, plan_tasks, positive_int, run_command
 
-from invdyn.config import load_config
 from invdyn.doctor.examine import diagnose
 from invdyn.doctor.findings import summarize
 from invdyn.evaluation.plots import plot_distributions
@@ -31,7 +30,7 @@ DISTRIBUTIONS_PNG = "distributions.png"
 def main() -> None:
     """Extract, and print what was kept, what was dropped, and where it is."""
     args = parse_arguments()
-    config = load_config(DatasetConfig, args.config, args.overrides)
+    config = load_dataset_config(args.config, args.storage, args.overrides)
     if args.on_error == "skip":
         config = config.replace(format_options={**config.format_options, "on_error": "skip"})
     max_samples = args.max_samples or (SMOKE_SAMPLES if args.smoke else None)

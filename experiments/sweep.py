@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 from collect import collect_section, record
-from common import EXIT_INTERRUPTED, ROOT, add_common_arguments, connect, run_command
+from common import EXIT_INTERRUPTED, ROOT, add_common_arguments, connect, load_dataset_config, run_command
 
 from invdyn import storage
-from invdyn.config import load_config
 from invdyn.errors import ConfigError, DataError
 from invdyn.evaluation.plots import plot_quality_against_cost
 from invdyn.models.registry import ModelConfig, load_model_config
@@ -46,6 +45,7 @@ from invdyn.training.tuning import (
 from invdyn.transitions.dataset_config import DatasetConfig
 from invdyn.transitions.extract import create_dataset
 from invdyn.transitions.store import MANIFEST, TransitionStore
+from invdyn.url_path import AnyPath, as_path
 
 DEFAULT_CONFIG = ROOT / "configs" / "sweep" / "pendulum.yaml"
 QUALITY_PNG = "quality_against_cost.png"
@@ -56,9 +56,8 @@ SHOWN_ROWS = 10
 def main() -> None:
     """Run a sweep, and print its best rows and where they are."""
     args = parse_arguments()
-    folder, sweep = open_sweep(args)
+    folder, sweep, dataset = open_sweep(args)
     networks = make_networks(sweep, args.device)
-    dataset = load_config(DatasetConfig, find(sweep.dataset_config))
     devices = [model.device or "auto" for _, model in networks]
     if not args.local:
         connect(args, lambda _: plan_trials(sweep, devices, args.num_workers))
@@ -92,31 +91,39 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", metavar="YAML", help="sweep config (default: configs/sweep/pendulum.yaml)")
     parser.add_argument("--device", help="auto, cpu or cuda (default: the model config's, else auto)")
-    parser.add_argument("--output", metavar="FOLDER", help="folder of the sweep (default: runs/sweeps/NAME-TIME)")
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="folder or URL of the sweep (default: runs/sweeps/NAME-TIME)"
+    )
     parser.add_argument("--resume", metavar="FOLDER", help="continue a sweep that was killed")
     add_common_arguments(parser)
     return parser.parse_args()
 
 
-def open_sweep(args: argparse.Namespace) -> tuple[Path, SweepConfig]:
-    """Return the folder and config of a new or a resumed sweep.
+def open_sweep(args: argparse.Namespace) -> tuple[AnyPath, SweepConfig, DatasetConfig]:
+    """Return the folder, the config and the dataset's config of a new or a resumed sweep.
 
     Raises:
         ConfigError: for a flag that would change a resumed sweep, or a folder that exists.
     """
     if args.resume:
-        if args.config or args.output or args.overrides or args.smoke:
-            raise ConfigError("--resume continues a sweep as it was started; drop --config, --output, --set, --smoke")
-        folder = Path(args.resume).resolve()
-        return folder, load_sweep_config(folder / SWEEP_FILE, [])
+        if args.config or args.output or args.storage or args.overrides or args.smoke:
+            raise ConfigError(
+                "--resume continues a sweep as it was started; drop --config, --output, --storage, --set, --smoke"
+            )
+        folder = as_path(storage.absolute(args.resume))
+        sweep = load_sweep_config(folder / SWEEP_FILE, [])
+        return folder, sweep, load_dataset_config(find(sweep.dataset_config), sweep.storage)
     sweep = load_sweep_config(args.config or DEFAULT_CONFIG, args.overrides)
+    if args.storage:
+        sweep = sweep.replace(storage=args.storage)
     if args.smoke:
         sweep = sweep.replace(num_trials=SMOKE_TRIALS, num_epochs=SMOKE_EPOCHS)
-    storage.check_local("--output", args.output or "")
-    folder = Path(args.output or f"runs/sweeps/{sweep.name}-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    dataset = load_dataset_config(find(sweep.dataset_config), sweep.storage)
+    default = dataset.below_storage(f"runs/sweeps/{sweep.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = as_path(storage.absolute(args.output or default))
+    if folder.exists() and (not folder.is_dir() or any(True for _ in folder.iterdir())):
         raise ConfigError(f"sweep folder exists already: {folder}; continue it with --resume or give another --output")
-    return folder, sweep
+    return folder, sweep, dataset
 
 
 def plan_trials(sweep: SweepConfig, devices: list[str], num_workers: int | None) -> str:
@@ -169,7 +176,7 @@ def make_trials(
     sweep: SweepConfig,
     networks: list[tuple[dict[str, Any], ModelConfig]],
     store: TransitionStore,
-    folder: Path,
+    folder: AnyPath,
     args: argparse.Namespace,
 ) -> list[Trial]:
     """Return the runs that train the networks."""

@@ -9,19 +9,18 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 
-from common import EXIT_INTERRUPTED, add_common_arguments, connect, positive_int, run_command
+from common import EXIT_INTERRUPTED, add_common_arguments, connect, load_dataset_config, positive_int, run_command
 
-from invdyn.config import load_config
+from invdyn import storage
 from invdyn.errors import ConfigError
 from invdyn.models.recipe import TrainingRecipe
 from invdyn.models.registry import load_model_config
 from invdyn.training.checkpoint import CHECKPOINTS
 from invdyn.training.distributed import check_new_folder, check_run, choose_gpu, train
 from invdyn.training.run_config import RunConfig, TrackingConfig
-from invdyn.transitions.dataset_config import DatasetConfig
 from invdyn.transitions.store import TransitionStore
+from invdyn.url_path import as_path
 
 SMOKE_EPOCHS = 1
 COMPILE = {"auto": None, "on": True, "off": False}
@@ -49,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
         "--precision", choices=("float32", "bfloat16"), help="of the products in a step (default: float32)"
     )
     parser.add_argument("--cpu_threads", type=positive_int, help="threads of each CPU worker (default: 1)")
-    parser.add_argument("--run_dir", help="folder of the run (default: runs/DATASET/MODEL-TIME)")
+    parser.add_argument("--run_dir", help="folder or URL of the run (default: runs/DATASET/MODEL-TIME)")
     parser.add_argument("--resume", metavar="RUN_DIR", help="continue a run from its latest checkpoint")
     add_common_arguments(parser)
     return parser.parse_args()
@@ -61,7 +60,7 @@ def main() -> None:
     config = resumed_run(args) if args.resume else new_run(args)
     check_run(config, args.local)  # before Ray takes seconds to start
     if not args.resume:
-        check_new_folder(Path(config.run_dir))
+        check_new_folder(as_path(config.run_dir))
     connect(args, lambda resources: plan_workers(config, resources))
     try:
         metrics = train(config, local=args.local, resume=bool(args.resume))
@@ -93,12 +92,12 @@ def new_run(args: argparse.Namespace) -> RunConfig:
         raise ConfigError(
             "a new run needs --dataset_config and --model_config; an old one continues with --resume RUN_DIR"
         )
-    dataset = load_config(DatasetConfig, args.dataset_config)
+    dataset = load_dataset_config(args.dataset_config, args.storage)
     model = load_model_config(args.model_config, args.overrides)
     store = TransitionStore(dataset.transitions_path)
     return RunConfig.for_dataset(
         store,
-        args.run_dir or f"runs/{dataset.name}/{model.name}-{time.strftime('%Y%m%d-%H%M%S')}",
+        args.run_dir or dataset.below_storage(f"runs/{dataset.name}/{model.name}-{time.strftime('%Y%m%d-%H%M%S')}"),
         model=model,
         training=apply_flags(model.training, args),
         device=args.device or model.device or "auto",
@@ -124,16 +123,16 @@ def resumed_run(args: argparse.Namespace) -> RunConfig:
     Raises:
         ConfigError: when a flag would change the run itself, or the folder is not a run.
     """
-    fixed = ("dataset_config", "model_config", "run_dir", "compile", "precision", "smoke", *RECIPE_FLAGS)
+    fixed = ("dataset_config", "model_config", "storage", "run_dir", "compile", "precision", "smoke", *RECIPE_FLAGS)
     # By identity: a seed of 0 is a given flag too.
     given = [name for name in fixed if getattr(args, name) is not None and getattr(args, name) is not False]
     changed = [f"--{name}" for name in given] + (["--set"] if args.overrides else [])
     if changed:
         raise ConfigError(f"--resume continues a run as it was started; drop {', '.join(changed)} or start a new run")
-    folder = Path(args.resume).resolve()
+    folder = as_path(storage.absolute(args.resume))
     if folder.parent.name == CHECKPOINTS:
         raise ConfigError(f"--resume takes a run folder, got the checkpoint {folder}; give {folder.parent.parent}")
-    config = RunConfig.load(args.resume)
+    config = RunConfig.load(folder)
     tracking = config.tracking.replace(mode=args.wandb) if args.wandb else config.tracking
     return config.replace(
         run_dir=str(folder),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, Protocol, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -36,13 +36,21 @@ class Config(BaseModel):
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+class TextFile(Protocol):
+    """A file on a disk or elsewhere."""
+
+    def read_text(self, encoding: str) -> str:
+        """Return its content."""
+
+
+def read_yaml(path: str | TextFile) -> dict[str, Any]:
     """Read a YAML file whose top level is a mapping.
 
     Raises:
         ConfigError: when the file is missing, is not YAML, or holds something other than a mapping.
     """
-    path = Path(path)
+    if isinstance(path, str):
+        path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -159,7 +167,9 @@ def _config_classes(annotation: Any) -> list[type[Config]]:
     return [found for argument in get_args(annotation) for found in _config_classes(argument)]
 
 
-def _suggest_file(path: Path) -> str:
+def _suggest_file(path: TextFile) -> str:
+    if not isinstance(path, Path):
+        return ""
     names = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
     matches = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
     return f"; did you mean {path.parent / matches[0]}?" if matches else ""

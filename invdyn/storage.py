@@ -185,11 +185,55 @@ def read_text(path: str) -> str:
     Raises:
         FileNotFoundError: when there is none.
     """
+    return read_bytes(path).decode("utf-8")
+
+
+def read_bytes(path: str) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        FileNotFoundError: when there is none.
+    """
     if not is_url(path):
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_bytes()
     with explained(path):
         filesystem, name = connect(path)
-        return bytes(filesystem.cat_file(name)).decode("utf-8")
+        return bytes(filesystem.cat_file(name))
+
+
+def read_head(path: str, num_bytes: int) -> bytes:
+    """Return the first bytes of a file.
+
+    Raises:
+        FileNotFoundError: when there is none.
+    """
+    if not is_url(path):
+        with Path(path).open("rb") as file:
+            return file.read(num_bytes)
+    with explained(path):
+        filesystem, name = connect(path)
+        size = int(filesystem.info(name)["size"] or 0)
+        return bytes(filesystem.cat_file(name, start=0, end=min(num_bytes, size))) if size else b""
+
+
+def write_bytes(url: str, content: bytes) -> None:
+    """Make an object of a storage service; what was there is replaced at once.
+
+    Raises:
+        StorageError: when the service does not take it.
+    """
+    with _writing_object(url) as (filesystem, name):
+        filesystem.pipe_file(name, content)
+
+
+def upload(source: Path, url: str) -> None:
+    """Copy a file of this machine to a storage service, where it appears when all of it has arrived.
+
+    Raises:
+        StorageError: when the service does not take it.
+    """
+    with _writing_object(url) as (filesystem, name):
+        filesystem.put_file(str(source), name)
 
 
 def remove(paths: Iterable[str]) -> None:
@@ -244,7 +288,7 @@ def replacing(path: str) -> Iterator[Path]:
             folder.mkdir(parents=True, exist_ok=True)
             yield temporary
             if is_url(path):
-                _upload(temporary, path)
+                upload(temporary, path)
             else:
                 os.replace(temporary, path)
     finally:
@@ -352,11 +396,11 @@ def _explanation(url: str, doing: str, error: Exception) -> StorageError:
     return StorageError(f"cannot {doing} {url}: {type(error).__name__}: {reason}")
 
 
-def _upload(source: Path, url: str) -> None:
+@contextmanager
+def _writing_object(url: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
     try:
         with explained(url, "write"):
-            filesystem, name = connect(url)
-            filesystem.put_file(str(source), name)
+            yield connect(url)
     except FileNotFoundError as error:
         reason = " ".join(str(error).split())
         raise StorageError(f"cannot write {url}: {reason}; create the bucket, or give another path") from None

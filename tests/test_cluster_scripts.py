@@ -65,7 +65,7 @@ def test_install_takes_torch_then_invdyn_all_pinned(tmp_path):
     assert run(["bash", FOLDER / "install.sh", tmp_path / "venv", "test,lint"]).returncode == 0
     root = FOLDER.parent.parent
     pip = f"pip install --quiet --disable-pip-version-check -c {root}/constraints.txt"
-    assert calls(tmp_path / "venv" / "bin") == [f"{pip} torch", f"{pip} -e {root}[test,lint]"]
+    assert calls(tmp_path / "venv" / "bin") == [f"{pip} torch", f"{pip} -e {root}[s3,gcs,test,lint]"]
 
 
 def test_what_is_installed_is_not_installed_again_until_it_changes(home):
@@ -116,7 +116,7 @@ def test_a_node_gets_token_environment_links_and_installation(home, tmp_path):
     for folder in ("data", "runs"):
         assert (home / folder).resolve() == (home / "invdyn" / folder).resolve() == (storage / folder).resolve()
     assert (home / "configs").resolve() == (home / "invdyn" / "configs").resolve()
-    assert calls(home / "invdyn-venv" / "bin")[-1].endswith(f"-e {home}/invdyn")
+    assert calls(home / "invdyn-venv" / "bin")[-1].endswith(f"-e {home}/invdyn[s3,gcs]")
 
 
 def test_a_node_without_the_token_is_refused(home, tmp_path):

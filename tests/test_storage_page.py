@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from invdyn import storage
+from invdyn.training.checkpoint import load_checkpoint
 from invdyn.transitions.store import TransitionStore
 from tests.sequences.recordings import make_episodes, write_recording
 
@@ -22,19 +23,25 @@ def test_the_commands_run_on_s3(tmp_path: Path, s3_bucket: str) -> None:
     write_recording(tmp_path / "pendulum", make_episodes([40] * 12, states_after=1))
     folder = f"{s3_bucket}/{tmp_path.name}"
     for shard in sorted((tmp_path / "pendulum").iterdir()):
-        with storage.replacing(f"{folder}/sequence/pendulum/{shard.name}") as temporary:
+        with storage.replacing(f"{folder}/data/sequence/pendulum/{shard.name}") as temporary:
             Path(temporary).write_bytes(shard.read_bytes())
-    (tmp_path / "pendulum.yaml").write_text(f"name: pendulum\nbuffer_path: {folder}/sequence/pendulum\n")
+    config = re.search(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert config is not None
+    (tmp_path / "pendulum.yaml").write_text(config[1].replace("s3://my-bucket", folder))
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     assert [shlex.split(command)[1].rpartition("/")[2] for command in COMMANDS] == [
         "create_dataset.py",
-        "doctor.py",
         "train.py",
+        "evaluate.py",
     ]
     for command in COMMANDS:
-        script, *flags = shlex.split(command)[1:]
-        extra = {"create_dataset.py": ["--local"], "train.py": ["--local", "--smoke"]}
+        script, *flags = shlex.split(command.replace("s3://my-bucket", folder))[1:]
+        extra = {
+            "create_dataset.py": ["--local"],
+            "train.py": ["--local", "--smoke"],
+            "evaluate.py": ["--smoke", "--baselines", "linear", "--num_samples", "2"],
+        }
         done = subprocess.run(
             [sys.executable, script, *flags, *extra.get(Path(script).name, [])],
             cwd=tmp_path,
@@ -45,21 +52,7 @@ def test_the_commands_run_on_s3(tmp_path: Path, s3_bucket: str) -> None:
             timeout=280,
         )
         assert done.returncode == 0, done.stderr
-    assert TransitionStore(f"{folder}/inverse_dynamics/pendulum").manifest["num_rows"] == 12 * 40
-    assert list((tmp_path / "runs").rglob("model.safetensors"))
-
-
-def test_what_cannot_lie_on_s3_is_refused(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "experiments/train.py"),
-        "--dataset_config",
-        "d.yaml",
-        "--model_config",
-        "m.yaml",
-    ]
-    done = subprocess.run(
-        [*command, "--run_dir", "s3://bucket/run"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert re.fullmatch(r"error: [^\n]+\n", done.stderr)
+    assert TransitionStore(f"{folder}/data/inverse_dynamics/pendulum").manifest["num_rows"] == 12 * 40
+    assert load_checkpoint(f"{folder}/runs/first").config.run_dir == f"{folder}/runs/first"
+    assert storage.is_file(f"{folder}/runs/first/evaluation/report.html")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["configs", "experiments", "pendulum", "pendulum.yaml"]

@@ -23,7 +23,7 @@ add_line 'export PATH="$HOME/invdyn-venv/bin:$PATH"'
 # `ray submit` copies one script; what the scripts share is found here.
 add_line "export PYTHONPATH=\"$project/experiments:$project\""
 
-# data/ and runs/ must be shared: training fails at its first checkpoint when workers do not see the folder of the driver.
+# data/ and runs/ must be shared: a job ends at its start where a node does not see the folder of the driver.
 mkdir -p "$storage/data" "$storage/runs" || fail "the shared storage must be mounted and writable: $storage"
 
 # data/ and runs/ beside the project for `ray job submit` and `ray exec`; and, with configs/, in the home folder, from

@@ -6,6 +6,7 @@ A folder that is being filled holds `.collecting.json`, what is being recorded: 
 from __future__ import annotations
 
 import errno
+import fnmatch
 import io
 import json
 import os
@@ -19,8 +20,10 @@ import mujoco
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
+from invdyn import storage
 from invdyn.envs.collect_config import CollectConfig
 from invdyn.errors import ConfigError, DataError
+from invdyn.url_path import AnyPath, UrlPath, as_path
 
 FORMAT, VERSION = "invdyn-sequences", 1
 MARKER_NAME = ".collecting.json"
@@ -57,17 +60,18 @@ class Shard:
         )
 
 
-def shard_path(folder: str | Path, shard_index: int) -> Path:
+def shard_path(folder: str | AnyPath, shard_index: int) -> AnyPath:
     """Return the name of a shard's file."""
-    return Path(folder) / f"shard-{shard_index:05d}.hdf5"
+    return as_path(folder) / f"shard-{shard_index:05d}.hdf5"
 
 
-def list_shards(folder: str | Path) -> list[Path]:
+def list_shards(folder: str | AnyPath) -> list[AnyPath]:
     """Return the shard files in a folder, in order."""
-    return sorted(Path(folder).glob(_SHARD_PATTERN))
+    names = storage.list_names(str(folder))
+    return [as_path(folder) / name for name in sorted(fnmatch.filter(names, _SHARD_PATTERN))]
 
 
-def write_shard(path: Path, shard: Shard, config: CollectConfig, dt_s: float) -> None:
+def write_shard(path: AnyPath, shard: Shard, config: CollectConfig, dt_s: float) -> None:
     """Write a shard under a temporary name, flush it to the disk, and rename it.
 
     Raises:
@@ -104,12 +108,16 @@ def encode_shard(shard: Shard, attributes: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: AnyPath, content: bytes) -> None:
     """Write a file so that its name never stands for half of it.
 
     Raises:
         DataError: when it cannot be written; no file is left behind.
+        StorageError: when a storage service does not take it.
     """
+    if isinstance(path, UrlPath):
+        storage.write_bytes(str(path), content)
+        return
     temporary = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -125,7 +133,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
-def open_folder(folder: str | Path, config: CollectConfig, overwrite: bool = False) -> list[int]:
+def open_folder(folder: str | AnyPath, config: CollectConfig, overwrite: bool = False) -> list[int]:
     """Prepare a folder for recording, and return the shards that are still to be recorded.
 
     An unfinished folder of the same config is continued. `overwrite` removes shards and the marker, nothing else.
@@ -133,8 +141,9 @@ def open_folder(folder: str | Path, config: CollectConfig, overwrite: bool = Fal
     Raises:
         ConfigError: when the folder holds something else that `overwrite` would have to remove.
         DataError: when the folder cannot be written.
+        StorageError: when a storage service does not take what is written.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     wanted = _marker_text(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -154,28 +163,34 @@ def open_folder(folder: str | Path, config: CollectConfig, overwrite: bool = Fal
             f"the unfinished recording in {folder} is of another config ({_difference(found, wanted)}); continue with "
             "that config, or give --overwrite to record anew"
         )
-    for leftover in folder.glob(_TEMPORARY_PATTERN):
+    for leftover in folder.glob(_TEMPORARY_PATTERN) if isinstance(folder, Path) else ():
         leftover.unlink(missing_ok=True)
     write_atomically(marker, wanted.encode())
-    return [index for index in range(config.num_shards) if not shard_path(folder, index).exists()]
+    return _missing_shards(folder, config)
 
 
-def close_folder(folder: str | Path, config: CollectConfig) -> None:
+def close_folder(folder: str | AnyPath, config: CollectConfig) -> None:
     """Declare a recording finished.
 
     Raises:
         DataError: when a shard is missing: workers then write to another disk than this process reads.
     """
-    missing = [index for index in range(config.num_shards) if not shard_path(folder, index).exists()]
-    if missing:
+    folder = as_path(folder)
+    if missing := _missing_shards(folder, config):
         raise DataError(
             f"{folder} must hold {config.num_shards} shards, {len(missing)} are not there (first: "
-            f"{shard_path(folder, missing[0]).name}); on a cluster, buffer_path must be on a disk that all nodes share"
+            f"{shard_path(folder, missing[0]).name}); on a cluster, buffer_path must be a URL or a "
+            "folder that all nodes share"
         )
-    (Path(folder) / MARKER_NAME).unlink(missing_ok=True)
+    (folder / MARKER_NAME).unlink(missing_ok=True)
 
 
-def _remove_shards(folder: Path, marker: Path) -> None:
+def _missing_shards(folder: AnyPath, config: CollectConfig) -> list[int]:
+    found = {path.name for path in list_shards(folder)}
+    return [index for index in range(config.num_shards) if shard_path(folder, index).name not in found]
+
+
+def _remove_shards(folder: AnyPath, marker: AnyPath) -> None:
     # A marker of no config comes first: killed half-way, the rest is neither a finished recording nor one to continue.
     write_atomically(marker, _to_json({"overwriting": True}).encode())
     for path in list_shards(folder):
@@ -203,7 +218,7 @@ def _difference(found: str, wanted: str) -> str:
     return "its marker cannot be read"
 
 
-def _read_text(path: Path) -> str | None:
+def _read_text(path: AnyPath) -> str | None:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -212,7 +227,7 @@ def _read_text(path: Path) -> str | None:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _write_error(path: Path, error: OSError, num_bytes: int) -> DataError:
+def _write_error(path: AnyPath, error: OSError, num_bytes: int) -> DataError:
     if error.errno in _DISK_FULL:
         return DataError(
             f"disk full while writing {path} ({num_bytes / 1e6:.1f} MB); finished shards are kept: free space and run "

@@ -6,7 +6,8 @@ import base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
+
+from invdyn.url_path import AnyPath
 
 PIXELS_PER_CSS_PIXEL = 1.5
 
@@ -120,7 +121,7 @@ def render_facts(facts: Mapping[str, object]) -> str:
     return f"<dl>{items}</dl>"
 
 
-def render_picture(path: Path, caption: str) -> str:
+def render_picture(path: AnyPath, caption: str) -> str:
     """Return a PNG inside the page."""
     content = path.read_bytes()
     width = round(int.from_bytes(content[16:20], "big") / PIXELS_PER_CSS_PIXEL)  # the width field of the PNG header

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from invdyn import storage
 from invdyn.evaluation.results import Evaluation, Result
 from invdyn.transitions.plan import SPLITS
 from invdyn.transitions.store import TransitionStore
+from invdyn.url_path import AnyPath
 
 COLORS = ("#2563eb", "#d97706", "#64748b", "#059669", "#db2777", "#7c3aed")
 SPLIT_COLORS = dict(zip(SPLITS, COLORS[:2] + COLORS[3:4], strict=True))
@@ -33,7 +33,7 @@ LOG_BARS_RATIO = 20.0
 FAR_BELOW = 100.0
 
 
-def plot_error_per_dim(evaluation: Evaluation, path: Path) -> None:
+def plot_error_per_dim(evaluation: Evaluation, path: AnyPath) -> None:
     """Draw RMSE / std of each action dimension as bars, one colour per model at its best number of steps."""
     results = [evaluation.best_of(model) for model in evaluation.models]
     total = len(results[0].one_sample.nrmse_per_dim)
@@ -54,7 +54,7 @@ def plot_error_per_dim(evaluation: Evaluation, path: Path) -> None:
     save_figure(figure, path)
 
 
-def plot_predicted_against_true(evaluation: Evaluation, path: Path) -> None:
+def plot_predicted_against_true(evaluation: Evaluation, path: AnyPath) -> None:
     """Draw one predicted sample against the recorded action, per dimension, for the model under evaluation."""
     result = evaluation.best_of(evaluation.subject)
     total = evaluation.truth.shape[1]
@@ -74,7 +74,7 @@ def plot_predicted_against_true(evaluation: Evaluation, path: Path) -> None:
     save_figure(figure, path)
 
 
-def plot_quality_against_steps(evaluation: Evaluation, path: Path) -> bool:
+def plot_quality_against_steps(evaluation: Evaluation, path: AnyPath) -> bool:
     """Draw the error against the network evaluations per action, next to models without a solver.
 
     Returns:
@@ -92,7 +92,7 @@ def plot_quality_against_steps(evaluation: Evaluation, path: Path) -> bool:
     return True
 
 
-def plot_calibration(evaluation: Evaluation, path: Path) -> None:
+def plot_calibration(evaluation: Evaluation, path: AnyPath) -> None:
     """Draw the share of recorded actions that regions of each level hold, for every model at its own steps.
 
     The band around the diagonal is where 95% of right models would lie if rows were independent.
@@ -119,7 +119,7 @@ def plot_calibration(evaluation: Evaluation, path: Path) -> None:
     save_figure(figure, path)
 
 
-def plot_quality_against_cost(curves: Mapping[str, Float[np.ndarray, "points 3"]], path: Path) -> None:
+def plot_quality_against_cost(curves: Mapping[str, Float[np.ndarray, "points 3"]], path: AnyPath) -> None:
     """Draw the error of networks against the time that an action costs; one line per network.
 
     Args:
@@ -147,7 +147,7 @@ def plot_quality_against_cost(curves: Mapping[str, Float[np.ndarray, "points 3"]
     save_figure(figure, path)
 
 
-def plot_training_curve(metrics_csv: Path, path: Path) -> bool:
+def plot_training_curve(metrics_csv: AnyPath, path: AnyPath) -> bool:
     """Draw training and validation loss against the step from a run's `metrics.csv`.
 
     Returns:
@@ -155,8 +155,7 @@ def plot_training_curve(metrics_csv: Path, path: Path) -> bool:
     """
     if not metrics_csv.is_file():
         return False
-    with metrics_csv.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(metrics_csv.read_text(encoding="utf-8").splitlines()))
     curves = {name: _curve(rows, name) for name in ("train_loss", "val_loss")}
     if not any(len(curve) for curve in curves.values()):
         return False
@@ -172,7 +171,7 @@ def plot_training_curve(metrics_csv: Path, path: Path) -> bool:
     return True
 
 
-def plot_distributions(store: TransitionStore, path: str | Path) -> None:
+def plot_distributions(store: TransitionStore, path: str | AnyPath) -> None:
     """Draw histograms of every state and action dimension, one line per split.
 
     With a history the current state is drawn, with a horizon the first action. Of a large split the first rows of each
@@ -324,7 +323,7 @@ def log_scale(axes: Axes, values: Iterable[float]) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def save_figure(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | AnyPath) -> None:
     """Write a figure as PNG, its folder made where it is missing."""
     with storage.replacing(str(path)) as temporary:
         figure.savefig(temporary, format="png", facecolor="white")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from invdyn import storage
 from invdyn.errors import DataError
 from invdyn.evaluation.findings import warnings
 from invdyn.evaluation.page import (
@@ -37,6 +34,7 @@ from invdyn.evaluation.summary import (
     summary_table,
 )
 from invdyn.transitions.store import TransitionStore, write_json
+from invdyn.url_path import AnyPath, as_path, write_whole
 
 REPORT_FILE = "report.html"
 METRICS_FILE = "metrics.json"
@@ -45,13 +43,13 @@ Sections = Mapping[str, Mapping[str, object]]
 
 def write_report(
     evaluation: Evaluation,
-    output: str | Path,
+    output: str | AnyPath,
     *,
     title: str,
     sections: Sections,
     extra_warnings: Sequence[str] = (),
-    metrics_csv: Path | None = None,
-) -> Path:
+    metrics_csv: AnyPath | None = None,
+) -> AnyPath:
     """Write `metrics.json`, the pictures and `report.html` into a folder, replacing those of an earlier report.
 
     Args:
@@ -67,19 +65,19 @@ def write_report(
 
     Raises:
         DataError: when the folder cannot be written.
+        StorageError: when a storage service does not take the files.
     """
-    storage.check_local("--output", str(output))
-    output = Path(output)
+    output = as_path(output)
     found = [*extra_warnings, *warnings(evaluation)]
     try:
         output.mkdir(parents=True, exist_ok=True)
         pictures = _draw(evaluation, output, metrics_csv)
         page = render_page(title, _blocks(evaluation, title, sections, found, pictures))
-        _write_text(output / REPORT_FILE, page)
+        write_whole(output / REPORT_FILE, page)
     except OSError as error:
         raise DataError(f"cannot write the report to {output}: {error}; free some space or give --output") from None
     facts = {"title": title, "warnings": found, **evaluation.to_json(), "sections": sections}
-    write_json(output / METRICS_FILE, to_plain(facts))
+    write_json(str(output / METRICS_FILE), to_plain(facts))
     return output / REPORT_FILE
 
 
@@ -103,7 +101,11 @@ def dataset_facts(store: TransitionStore, split: str) -> dict[str, object]:
 
 
 def _blocks(
-    evaluation: Evaluation, title: str, sections: Sections, found: Sequence[str], pictures: Sequence[tuple[Path, str]]
+    evaluation: Evaluation,
+    title: str,
+    sections: Sections,
+    found: Sequence[str],
+    pictures: Sequence[tuple[AnyPath, str]],
 ) -> list[str]:
     rows = f"{evaluation.num_rows:,} transitions of the {evaluation.split} split"
     blocks = [
@@ -130,7 +132,7 @@ def _blocks(
     return blocks
 
 
-def _draw(evaluation: Evaluation, output: Path, metrics_csv: Path | None) -> list[tuple[Path, str]]:
+def _draw(evaluation: Evaluation, output: AnyPath, metrics_csv: AnyPath | None) -> list[tuple[AnyPath, str]]:
     best = evaluation.best_of(evaluation.subject).label
     pictures = []
     path = output / "quality_against_steps.png"
@@ -151,12 +153,3 @@ def _draw(evaluation: Evaluation, output: Path, metrics_csv: Path | None) -> lis
     if metrics_csv is not None and plot_training_curve(metrics_csv, path):
         pictures.append((path, "Loss while training."))
     return pictures
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder that is written under a temporary name and renamed, so that it is whole or absent.
+"""Checkpoints: a folder that is whole or absent, on a disk (renamed when it is) or a storage service (weights last).
 
 `model.safetensors` (the weights to use: the moving average where there is one), `config.yaml` (the run),
 `metrics.json`, and `trainer_state.pt` (raw weights, moving average, optimizer, epoch), which is only ever loaded with
@@ -8,27 +8,28 @@ and what others give and cost.
 
 from __future__ import annotations
 
+import io
 import json
 import math
-import os
 import pickle
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
-from invdyn.errors import ConfigError, DataError
+from invdyn import storage
+from invdyn.errors import ConfigError, DataError, StorageError
 from invdyn.models.base import InverseDynamics
 from invdyn.models.constant_dims import WithConstantDims
 from invdyn.models.flow import FlowInverseDynamics, SamplingSetting
 from invdyn.models.registry import build_model
 from invdyn.training.run_config import CONFIG_FILE, RunConfig, resolve_device
+from invdyn.url_path import AnyPath, UrlPath, as_path, remove_folder, replacing_folder, write_whole
 
 CHECKPOINTS = "checkpoints"
 WEIGHTS_FILE = "model.safetensors"
@@ -51,44 +52,39 @@ class Checkpoint:
         metrics: metrics at the time of the checkpoint.
     """
 
-    folder: Path
-    run_dir: Path
+    folder: AnyPath
+    run_dir: AnyPath
     model: InverseDynamics
     config: RunConfig
     metrics: dict[str, float]
 
 
 def save_checkpoint(
-    run_dir: str | Path,
+    run_dir: str | AnyPath,
     config: RunConfig,
     step: int,
     weights: dict[str, Tensor],
     trainer_state: dict[str, Any],
     metrics: dict[str, float],
-) -> Path:
+) -> AnyPath:
     """Write a checkpoint and remove older ones, keeping the latest two and the one with the lowest validation loss.
 
     Raises:
         DataError: when it cannot be written; earlier checkpoints are left as they were.
+        StorageError: when a storage service does not take it; likewise.
     """
-    folder = Path(run_dir) / CHECKPOINTS / f"step-{step:09d}"
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    folder = as_path(run_dir) / CHECKPOINTS / f"step-{step:09d}"
     try:
         _remove_unfinished(folder.parent)
-        temporary.mkdir(parents=True)
-        save_file(
-            {name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary / WEIGHTS_FILE
-        )
-        (temporary / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
-        (temporary / METRICS_FILE).write_text(json.dumps(metrics, indent=1), encoding="utf-8")
-        torch.save(trainer_state, temporary / STATE_FILE)
-        for path in temporary.iterdir():
-            _sync(path)
-        _remove(folder)
-        os.replace(temporary, folder)
+        with replacing_folder(folder, last=WEIGHTS_FILE) as temporary:
+            save_file(
+                {name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary / WEIGHTS_FILE
+            )
+            (temporary / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
+            (temporary / METRICS_FILE).write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+            torch.save(trainer_state, temporary / STATE_FILE)
         _remove_old(folder.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         reason = " ".join(str(error).split())
         raise DataError(
             f"cannot write checkpoint {folder}: {reason}; free some space, then continue with --resume"
@@ -96,11 +92,11 @@ def save_checkpoint(
     return folder
 
 
-def load_checkpoint(path: str | Path, device: str | None = "cpu") -> Checkpoint:
+def load_checkpoint(path: str | AnyPath, device: str | None = "cpu") -> Checkpoint:
     """Load a checkpoint folder, or the best checkpoint of a run folder.
 
     Args:
-        path: a run folder, or a folder that holds `model.safetensors`.
+        path: a run folder, or a folder that holds `model.safetensors`; or its URL.
         device: cpu, cuda, cuda:N or auto.
 
     Raises:
@@ -110,7 +106,7 @@ def load_checkpoint(path: str | Path, device: str | None = "cpu") -> Checkpoint:
     config = RunConfig.load(folder)
     model = build_model(config.model, config.state_dim, config.action_dim, config.history, config.horizon)
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        model.load_state_dict(load((folder / WEIGHTS_FILE).read_bytes()))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"checkpoint cannot be loaded: {folder / WEIGHTS_FILE}: {reason}") from None
@@ -119,7 +115,7 @@ def load_checkpoint(path: str | Path, device: str | None = "cpu") -> Checkpoint:
     return Checkpoint(folder, run_dir, model.to(resolve_device(device)).eval(), config, read_metrics(folder))
 
 
-def load_model(path: str | Path, device: str | None = "cpu") -> InverseDynamics:
+def load_model(path: str | AnyPath, device: str | None = "cpu") -> InverseDynamics:
     """Load the model of a run or checkpoint folder, to predict in the recording's own dimensions.
 
     See `load_checkpoint`, whose model takes the dataset's rows: without the dimensions that `drop_constant_dims` left
@@ -132,7 +128,7 @@ def load_model(path: str | Path, device: str | None = "cpu") -> InverseDynamics:
     return WithConstantDims(checkpoint.model, constant.state, constant.action).to(checkpoint.model.device).eval()
 
 
-def write_sampling(folder: Path, chosen: SamplingSetting, curve: Sequence[Mapping[str, Any]]) -> None:
+def write_sampling(folder: AnyPath, chosen: SamplingSetting, curve: Sequence[Mapping[str, Any]]) -> None:
     """Write `sampling.json` of a checkpoint.
 
     Args:
@@ -141,18 +137,16 @@ def write_sampling(folder: Path, chosen: SamplingSetting, curve: Sequence[Mappin
         curve: quality, cost and calibrated spread of each validated setting; see `SettingQuality`.
     """
     values = {"chosen": chosen._asdict(), "curve": list(curve)}
-    temporary = folder / f".{SAMPLING_FILE}.tmp"
-    temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
-    temporary.replace(folder / SAMPLING_FILE)
+    write_whole(folder / SAMPLING_FILE, json.dumps(values, indent=1))
 
 
-def choose_sampling(folder: Path, chosen: SamplingSetting) -> None:
+def choose_sampling(folder: AnyPath, chosen: SamplingSetting) -> None:
     """Make another setting the one that a checkpoint's model samples with, if it has chosen one."""
     if (values := _read_sampling(folder)) is not None:
         write_sampling(folder, chosen, values["curve"])
 
 
-def apply_sampling(model: InverseDynamics, folder: Path) -> None:
+def apply_sampling(model: InverseDynamics, folder: AnyPath) -> None:
     """Make a flow sample as `sampling.json` of its checkpoint says; nothing happens without one.
 
     Raises:
@@ -178,18 +172,20 @@ def apply_sampling(model: InverseDynamics, folder: Path) -> None:
     model.spreads = spreads
 
 
-def _read_sampling(folder: Path) -> dict[str, Any] | None:
+def _read_sampling(folder: AnyPath) -> dict[str, Any] | None:
     path = folder / SAMPLING_FILE
     if not path.is_file():
         return None
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except StorageError:
+        raise
     except (OSError, ValueError) as error:
         raise DataError(f"sampling settings cannot be read: {path}: {error}") from None
     return values
 
 
-def load_trainer_state(folder: Path, device: torch.device) -> dict[str, Any]:
+def load_trainer_state(folder: AnyPath, device: torch.device) -> dict[str, Any]:
     """Read the trainer's state; only tensors and plain values are accepted.
 
     Raises:
@@ -197,7 +193,9 @@ def load_trainer_state(folder: Path, device: torch.device) -> dict[str, Any]:
     """
     path = folder / STATE_FILE
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(io.BytesIO(path.read_bytes()), map_location=device, weights_only=True)
+    except StorageError:
+        raise  # nothing is known of the file
     except (OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"trainer state cannot be loaded: {path}: {reason}; start a new run") from None
@@ -206,13 +204,13 @@ def load_trainer_state(folder: Path, device: torch.device) -> dict[str, Any]:
     return state
 
 
-def find_checkpoint(path: str | Path) -> Path:
+def find_checkpoint(path: str | AnyPath) -> AnyPath:
     """Return the checkpoint folder that a path means: itself, or the best one of a run.
 
     Raises:
         DataError: when there is none.
     """
-    path = Path(path)
+    path = as_path(path)
     if (path / WEIGHTS_FILE).is_file():
         return path
     found = list_checkpoints(path)
@@ -222,12 +220,15 @@ def find_checkpoint(path: str | Path) -> Path:
     return _best(found)
 
 
-def list_checkpoints(run_dir: str | Path) -> list[Path]:
+def list_checkpoints(run_dir: str | AnyPath) -> list[AnyPath]:
     """Return a run's whole checkpoints, oldest first."""
-    return sorted(p for p in (Path(run_dir) / CHECKPOINTS).glob("step-*") if (p / WEIGHTS_FILE).is_file())
+    folder = as_path(run_dir) / CHECKPOINTS
+    if isinstance(folder, UrlPath):  # one request, however many there are
+        return [folder / name for name in sorted(_whole(storage.list_names(str(folder), recursive=True)))]
+    return [*sorted(p for p in folder.glob("step-*") if (p / WEIGHTS_FILE).is_file())]
 
 
-def read_metrics(folder: Path) -> dict[str, float]:
+def read_metrics(folder: AnyPath) -> dict[str, float]:
     """Read `metrics.json` of a checkpoint.
 
     Raises:
@@ -235,6 +236,8 @@ def read_metrics(folder: Path) -> dict[str, float]:
     """
     try:
         metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+    except StorageError:
+        raise
     except (OSError, ValueError) as error:
         raise DataError(f"checkpoint metrics cannot be read: {folder / METRICS_FILE}: {error}") from None
     if not isinstance(metrics, dict):
@@ -242,35 +245,32 @@ def read_metrics(folder: Path) -> dict[str, float]:
     return metrics
 
 
-def _best(checkpoints: list[Path]) -> Path:
+def _best(checkpoints: list[AnyPath]) -> AnyPath:
     # Without a validation split there is no such metric: then the latest.
     scores = [read_metrics(path).get(SELECTION_METRIC) for path in checkpoints]
     scored = [(score, -i) for i, score in enumerate(scores) if score is not None and math.isfinite(score)]
     return checkpoints[-min(scored)[1]] if scored else checkpoints[-1]
 
 
-def _remove_old(folder: Path) -> None:
+def _remove_old(folder: AnyPath) -> None:
     found = list_checkpoints(folder.parent)
     keep = {*found[-KEEP_LATEST:], _best(found)}
     for path in found:
         if path not in keep:
-            _remove(path)
+            remove_folder(path, first=WEIGHTS_FILE)
 
 
-def _remove(folder: Path) -> None:
-    """Remove a checkpoint so that it is never seen in part: its name goes first."""
-    if folder.exists():
-        hidden = folder.with_name(f".{folder.name}.removed.tmp")
-        os.replace(folder, hidden)
-        shutil.rmtree(hidden)
-
-
-def _remove_unfinished(folder: Path) -> None:
+def _remove_unfinished(folder: AnyPath) -> None:
     """Remove what a killed run left behind; only one process of a run writes checkpoints."""
+    if isinstance(folder, UrlPath):
+        names = storage.list_names(str(folder), recursive=True)
+        whole = _whole(names)
+        storage.remove(str(folder / name) for name in names if name.partition("/")[0] not in whole)
+        return
     for path in folder.glob(".step-*.tmp"):
         shutil.rmtree(path)
 
 
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def _whole(names: Sequence[str]) -> set[str]:
+    """Return the folders among `FOLDER/FILE` names whose last file has arrived."""
+    return {folder for folder, _, name in (each.rpartition("/") for each in names) if name == WEIGHTS_FILE}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -18,17 +17,21 @@ import yaml
 from torch import Tensor
 
 from invdyn import storage
-from invdyn.errors import ConfigError, DataError, InvdynError, TrainingDiverged
+from invdyn.arrow_storage import for_ray
+from invdyn.errors import ConfigError, DataError, InvdynError, StorageError, TrainingDiverged
 from invdyn.models.registry import build_model
+from invdyn.nodes import SharedFiles, shared_files
 from invdyn.training.batches import Share, count_steps
+from invdyn.training.followed_log import FollowedLog
 from invdyn.training.loop import open_store, train_loop
 from invdyn.training.run_config import CONFIG_FILE, RunConfig, resolve_device
 from invdyn.training.student import check_student
 from invdyn.training.tracking import CONSOLE_LOG
-from invdyn.training.worker import Metrics, Worker
+from invdyn.training.worker import Metrics, Worker, stopping_together
+from invdyn.transitions.store import MANIFEST
+from invdyn.url_path import AnyPath, as_path, write_whole
 
 MAX_FAILURES = 3
-TAIL_INTERVAL_S = 0.5
 AUTOSCALER_CONFIG = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` tells the head what it may start."""
 LARGEST_RESOURCES = "INVDYN_LARGEST_RESOURCES"
@@ -39,7 +42,7 @@ def train(config: RunConfig, *, local: bool = False, resume: bool = False) -> Me
     """Train a run: in this process when `local`, else on `config.num_workers` Ray Train workers.
 
     Args:
-        config: the run; its `run_dir` must be on storage that every worker reaches.
+        config: the run; every node must reach its `run_dir` and its dataset.
         local: use this process only; Ray is not imported.
         resume: continue the run in `run_dir`.
 
@@ -47,14 +50,22 @@ def train(config: RunConfig, *, local: bool = False, resume: bool = False) -> Me
         The last row of metrics; see `train_loop`.
 
     Raises:
-        ConfigError: when the run folder exists already, or the cluster has not what the run asks for.
+        ConfigError: when the run folder exists already, the cluster has not what the run asks for, or a node does not
+            reach the run's files.
         DataError: see `train_loop`.
         TrainingDiverged: see `train_loop`.
     """
     check_run(config, local)
-    use_gpu = False if local else choose_gpu(config.device, cluster_resources(), config.num_workers)
-    prepare_run_dir(config, resume)
-    return train_loop(config, Worker(resolve_device(config.device))) if local else _train_on_ray(config, use_gpu)
+    if not resume:
+        check_new_folder(as_path(config.run_dir))
+    if local:
+        write_config(config)
+        return train_loop(config, Worker(resolve_device(config.device)))
+    use_gpu = choose_gpu(config.device, cluster_resources(), config.num_workers)
+    manifest = storage.join(config.dataset_path, MANIFEST)
+    with shared_files(config.run_dir, [manifest], {"GPU" if use_gpu else "CPU": 1}) as files:
+        write_config(config)
+        return _train_on_ray(config, use_gpu, files)
 
 
 def check_run(config: RunConfig, local: bool) -> None:
@@ -72,6 +83,7 @@ def check_run(config: RunConfig, local: bool) -> None:
         resolve_device(config.device)
     else:
         storage.check_shared("the dataset", config.dataset_path)
+        storage.check_shared("run_dir", config.run_dir)
     store = open_store(config)
     model = build_model(config.model, config.state_dim, config.action_dim, config.history, config.horizon)
     check_student(config)
@@ -80,32 +92,32 @@ def check_run(config: RunConfig, local: bool) -> None:
         count_steps(store.num_rows("train"), config.training.batch_size)
 
 
-def check_new_folder(folder: Path) -> None:
+def check_new_folder(folder: AnyPath) -> None:
     """Check that a new run does not write into what is there.
 
     Raises:
-        ConfigError: when the folder holds anything.
+        ConfigError: when the folder holds anything, or cannot be read.
     """
-    if folder.is_dir() and any(folder.iterdir()):
+    try:
+        taken = folder.is_dir() and any(True for _ in folder.iterdir())
+    except OSError as error:
+        raise ConfigError(f"run folder cannot be read: {folder}: {error.strerror or error}") from None
+    if taken:
         raise ConfigError(
             f"run folder exists already: {folder}; continue it with --resume {folder} or give another --run_dir"
         )
 
 
-def prepare_run_dir(config: RunConfig, resume: bool) -> None:
-    """Create the run folder with its config.
+def write_config(config: RunConfig) -> None:
+    """Write the config of a run into its folder, which is made where it is missing.
 
     Raises:
-        ConfigError: when it exists and `resume` is not set, or cannot be written.
+        ConfigError: when it cannot be written.
     """
-    folder = Path(config.run_dir)
-    temporary = folder / f".{CONFIG_FILE}.tmp"
+    folder = as_path(config.run_dir)
     try:
-        if not resume:
-            check_new_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(config.to_yaml(), encoding="utf-8")
-        temporary.replace(folder / CONFIG_FILE)
+        write_whole(folder / CONFIG_FILE, config.to_yaml())
     except OSError as error:
         raise ConfigError(f"run folder cannot be written: {folder}: {error.strerror or error}") from None
 
@@ -149,30 +161,33 @@ def _most(amounts: list[tuple[float, int]], limit: int) -> float:
     return total
 
 
-def _train_on_ray(config: RunConfig, use_gpu: bool) -> Metrics:
+def _train_on_ray(config: RunConfig, use_gpu: bool, files: SharedFiles) -> Metrics:
     from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
+    values = config.to_values()
+    path, filesystem = for_ray(str(as_path(config.run_dir) / "ray"))
     # The Ray run only carries the workers: our own checkpoints decide where a run continues, so its name is unique.
     trainer = TorchTrainer(
-        _worker_main,
-        train_loop_config={"config": config.to_values(), "environment": storage.environment()},
+        # Not as train_loop_config, which the dashboard shows: credentials are among the files.
+        lambda: _worker_main(values, files),
         scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=use_gpu),
         # Ray takes NCCL for whatever has GPUs; not every build of torch has it.
         torch_config=TorchConfig(backend="nccl" if use_gpu and torch.distributed.is_nccl_available() else "gloo"),
         run_config=RayRunConfig(
             name=f"ray-{time.time_ns()}",
-            storage_path=str(Path(config.run_dir) / "ray"),
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    with _FollowLog(Path(config.run_dir) / CONSOLE_LOG), _interruptible():
+    with FollowedLog(as_path(config.run_dir) / CONSOLE_LOG), _interruptible():
         outcome: dict[str, Any] = trainer.fit().return_value
     if "error" in outcome:
-        kinds: dict[str, type[InvdynError]] = {"TrainingDiverged": TrainingDiverged, "ConfigError": ConfigError}
+        kinds = {kind.__name__: kind for kind in (ConfigError, StorageError, TrainingDiverged)}
         raise kinds.get(outcome["kind"], DataError)(outcome["error"])
     metrics: Metrics = outcome["metrics"]
     return metrics
@@ -193,12 +208,12 @@ def choose_gpu(device: str, resources: dict[str, float], num_workers: int) -> bo
     return device.startswith("cuda") or (device == "auto" and gpus >= num_workers)
 
 
-def _worker_main(loop_config: dict[str, Any]) -> dict[str, Any]:
+def _worker_main(values: dict[str, Any], files: SharedFiles) -> dict[str, Any]:
     """Run the loop on one Ray Train worker; what a user can mend is returned, so that Ray does not retry it."""
     import ray.train.torch
 
-    storage.set_environment(loop_config["environment"])
-    config = RunConfig.from_values(loop_config["config"], where="run config")
+    storage.set_environment(files.environment)
+    config = RunConfig.from_values(values, where="run config")
     context = ray.train.get_context()
     worker = join_group(
         ray.train.torch.get_device(),
@@ -207,6 +222,8 @@ def _worker_main(loop_config: dict[str, Any]) -> dict[str, Any]:
         context.get_local_world_size(),
     )
     try:
+        with stopping_together(worker):
+            files.check_here()
         return {"metrics": train_loop(config, worker)}
     except InvdynError as error:
         if isinstance(worker.agree, Agreement) and not worker.agree.holds_for(error):
@@ -274,33 +291,3 @@ def _interruptible() -> Iterator[None]:
     finally:
         if in_main_thread:
             signal.signal(signal.SIGINT, handler)
-
-
-class _FollowLog:
-    """Print what the run's rank 0 appends to its log, wherever on the cluster it runs."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.position = path.stat().st_size if path.exists() else 0
-        self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self) -> None:
-        self.thread.start()
-
-    def __exit__(self, *exception: object) -> None:
-        self.stopped.set()
-        self.thread.join()
-        self._print_new()
-
-    def _follow(self) -> None:
-        while not self.stopped.wait(TAIL_INTERVAL_S):
-            self._print_new()
-
-    def _print_new(self) -> None:
-        if self.path.exists():
-            with self.path.open(encoding="utf-8") as file:
-                file.seek(self.position)
-                sys.stdout.write(file.read())
-                self.position = file.tell()
-            sys.stdout.flush()

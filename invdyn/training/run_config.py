@@ -20,6 +20,7 @@ from invdyn.models.recipe import TrainingRecipe
 from invdyn.models.registry import ModelConfig, parse_model_config
 from invdyn.transitions.filters import ConstantDims
 from invdyn.transitions.store import TransitionStore
+from invdyn.url_path import AnyPath, as_path
 
 CONFIG_FILE = "config.yaml"
 
@@ -63,7 +64,7 @@ class RunConfig(Config):
         constant_dims: dimensions of the recording that are not in the rows; `load_model` restores them.
         model: the model and its recipe.
         training: the recipe with the flags applied.
-        run_dir: absolute path of the run's folder.
+        run_dir: absolute path or URL of the run's folder.
         device: auto, cpu, cuda or cuda:N.
         num_workers: processes that train together.
         compile: take the steps as one compiled graph (needs a C++ compiler on a CPU); None for where a run is long
@@ -105,13 +106,12 @@ class RunConfig(Config):
         return value if isinstance(value, ModelConfig) else parse_model_config(value, where="model")
 
     @classmethod
-    def for_dataset(cls, store: TransitionStore, run_dir: str | Path, **values: Any) -> RunConfig:
+    def for_dataset(cls, store: TransitionStore, run_dir: str | AnyPath, **values: Any) -> RunConfig:
         """Return a run on a dataset: its rows decide the model's dimensions.
 
         Raises:
             ConfigError: when one of `values` is not valid.
         """
-        storage.check_local("run_dir", str(run_dir))
         if isinstance(values.get("model"), ModelConfig):
             values["model"] = values["model"].for_recording(store.manifest["recording"])
         values |= {
@@ -123,7 +123,7 @@ class RunConfig(Config):
             "history": store.history,
             "horizon": store.horizon,
             "constant_dims": store.constant_dims,
-            "run_dir": str(Path(run_dir).resolve()),
+            "run_dir": storage.absolute(str(run_dir)),
         }
         return cls.from_values(values, where="the given values")
 
@@ -145,13 +145,13 @@ class RunConfig(Config):
         return yaml.safe_dump(self.to_values(), sort_keys=False)
 
     @classmethod
-    def load(cls, folder: str | Path) -> RunConfig:
+    def load(cls, folder: str | AnyPath) -> RunConfig:
         """Read `config.yaml` of a run or a checkpoint.
 
         Raises:
             ConfigError: when it is missing or not valid.
         """
-        path = Path(folder) / CONFIG_FILE
+        path = as_path(folder) / CONFIG_FILE
         return cls.from_values(read_yaml(path), where=str(path))
 
 

@@ -10,7 +10,6 @@ Source: Liu, Gong & Liu, "Flow Straight and Fast" (2023), with the times restric
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -27,6 +26,7 @@ from invdyn.training.sampling import settle_sampling
 from invdyn.training.trainer import learning_rate_at
 from invdyn.training.validation import Validation
 from invdyn.transitions.store import TransitionStore
+from invdyn.url_path import AnyPath, as_path
 
 STUDENT = "student"
 TEACHER = SamplingSetting("angular_midpoint", 12)
@@ -42,7 +42,7 @@ Pairs = tuple[Float[Tensor, "pairs seen"], Float[Tensor, "pairs target"], Float[
 
 def train_student(
     config: RunConfig, teacher: FlowInverseDynamics, store: TransitionStore, validation: Validation, teacher_steps: int
-) -> Path:
+) -> AnyPath:
     """Train a student of a finished run, and save it as a run of its own.
 
     Args:
@@ -57,7 +57,7 @@ def train_student(
     """
     steps = config.training.student_steps
     assert steps is not None
-    folder = Path(config.run_dir) / STUDENT
+    folder = as_path(config.run_dir) / STUDENT
     if list_checkpoints(folder):  # trained before the run was continued
         return folder
     generator = epoch_generator(config.training.seed, 0, STUDENT_STREAM, teacher.device)

@@ -6,7 +6,6 @@ import itertools
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -16,6 +15,7 @@ from pydantic import ConfigDict, Field, PositiveInt, field_validator, model_vali
 from invdyn.config import Config, apply_overrides, read_yaml, validate
 from invdyn.errors import ConfigError
 from invdyn.models.registry import ModelConfig, parse_model_config
+from invdyn.url_path import AnyPath
 
 SWEEP_FILE = "sweep.yaml"
 STEPS_KEY = "num_inference_steps"
@@ -41,6 +41,7 @@ class SweepConfig(Config):
 
     Attributes:
         name: of the sweep; W&B group and folder.
+        storage: shared folder or URL of the dataset and the sweep, in place of the dataset config's.
         dataset_config: YAML of the dataset.
         model_config_file: YAML of the model that the space varies; `model_config` in YAML.
         space: key path of the model config to the list of values to try. `num_inference_steps` does not change the
@@ -60,6 +61,7 @@ class SweepConfig(Config):
     model_config = ConfigDict(populate_by_name=True)
 
     name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
+    storage: str | None = Field(default=None, min_length=1)
     dataset_config: str
     model_config_file: str = Field(alias="model_config")
     space: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(min_length=1)
@@ -107,7 +109,7 @@ class SweepConfig(Config):
         return [combinations[i] for i in sorted(chosen)]
 
 
-def load_sweep_config(path: str | Path, overrides: list[str]) -> SweepConfig:
+def load_sweep_config(path: str | AnyPath, overrides: list[str]) -> SweepConfig:
     """Load a sweep YAML.
 
     Raises:

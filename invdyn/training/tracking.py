@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
+import math
 import netrc
 import os
 import sys
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +18,14 @@ from urllib.parse import urlparse
 
 from invdyn.errors import DataError
 from invdyn.training.run_config import RunConfig
+from invdyn.url_path import AnyPath, GrowingText, UrlPath, as_path, upload_folder, write_whole
 
 METRICS_CSV = "metrics.csv"
 CONSOLE_LOG = "train.log"
 WANDB_ID = "wandb_run_id.txt"
 ONLINE_TIMEOUT_S = 30.0
+UPLOAD_INTERVAL_S = 5.0
+"""Between two uploads of a log that grows on a storage service."""
 OFFLINE_HINT = "recording offline; send it later with `wandb login` and `wandb sync RUN_DIR/wandb/offline-run-*`"
 WANDB_URL = "https://api.wandb.ai"
 
@@ -36,24 +43,25 @@ class Tracker:
     """
 
     def __init__(self, config: RunConfig, resumed_step: int = 0, echo: bool = True, *, one_of_many: bool = False):
-        self.folder = Path(config.run_dir)
+        self.folder = as_path(config.run_dir)
         self.echo, self.one_of_many = echo, one_of_many
         self.columns: list[str] = []
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.console_file = (self.folder / CONSOLE_LOG).open("a", encoding="utf-8", buffering=1)
+            self.console_file = GrowingText(self.folder / CONSOLE_LOG, _Every(UPLOAD_INTERVAL_S))
             self._start_csv(_rows_until(self.folder / METRICS_CSV, resumed_step))
-            self.csv_file = (self.folder / METRICS_CSV).open("a", encoding="utf-8", newline="", buffering=1)
+            self.csv_file = GrowingText(self.folder / METRICS_CSV)
+        # W&B writes files of its own, which go to a storage service when it is done.
+        self.scratch = tempfile.TemporaryDirectory(prefix="invdyn-wandb-") if isinstance(self.folder, UrlPath) else None
         self.wandb_run = self._start_wandb(config)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Record one row; every row of a run has the same columns."""
         row = {"step": step, **metrics}
         with self._writing():
-            if not self.columns:
-                self.columns = list(row)
-                csv.writer(self.csv_file).writerow(self.columns)
-            csv.DictWriter(self.csv_file, self.columns, extrasaction="ignore").writerow(row)
+            header = not self.columns
+            self.columns = self.columns or list(row)
+            self.csv_file.write(_to_csv(self.columns, [row], header))
         if self.wandb_run is not None:
             self.wandb_run.log(metrics, step=step)
 
@@ -74,6 +82,9 @@ class Tracker:
         """Finish the W&B run and the files."""
         if self.wandb_run is not None:
             self.wandb_run.finish(exit_code=exit_code)
+        if self.scratch is not None:
+            upload_folder(Path(self.scratch.name), self.folder)
+            self.scratch.cleanup()
         for file in (self.csv_file, self.console_file):
             with suppress(OSError):  # a full disk was reported by the write; closing only tries the same bytes again
                 file.close()
@@ -90,15 +101,8 @@ class Tracker:
 
     def _start_csv(self, kept: list[dict[str, Any]]) -> None:
         """Replace the CSV by its kept rows in one go: a kill in between loses none of them."""
-        path = self.folder / METRICS_CSV
-        temporary = path.with_name(f".{path.name}.tmp")
         self.columns = list(kept[0]) if kept else []
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            if kept:
-                writer = csv.DictWriter(file, self.columns)
-                writer.writeheader()
-                writer.writerows(kept)
-        temporary.replace(path)
+        write_whole(self.folder / METRICS_CSV, _to_csv(self.columns, kept, header=True) if kept else "")
 
     def _start_wandb(self, config: RunConfig) -> Any:
         mode, reason = choose_mode(config.tracking.mode)
@@ -118,7 +122,7 @@ class Tracker:
                 name=config.tracking.name or self.folder.name,
                 id=id_file.read_text().strip() if id_file.exists() else None,
                 resume="allow",
-                dir=str(self.folder),
+                dir=str(self.folder) if self.scratch is None else self.scratch.name,
                 mode=mode,
                 config=config.to_values(),
                 reinit="create_new" if self.one_of_many else "finish_previous",
@@ -136,7 +140,7 @@ class Tracker:
             reason = " ".join(str(error).split())[:200]
             self.console(f"W&B: cannot start online: {reason}; {OFFLINE_HINT}")
             run = start("offline")
-        id_file.write_text(run.id)
+        write_whole(id_file, run.id)
         return run
 
 
@@ -166,10 +170,32 @@ def _has_account() -> bool:
         return False
 
 
-def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:
+class _Every:
+    """Whether it is time for something that is done at most every so many seconds."""
+
+    def __init__(self, interval_s: float):
+        self.interval_s, self.last = interval_s, -math.inf
+
+    def __call__(self) -> bool:
+        due = time.monotonic() - self.last >= self.interval_s
+        if due:
+            self.last = time.monotonic()
+        return due
+
+
+def _to_csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], header: bool) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _rows_until(path: AnyPath, step: int) -> list[dict[str, Any]]:
     if step == 0 or not path.exists():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        # A kill or a full disk may have cut the last line: then it lacks columns.
-        rows = [row for row in csv.DictReader(file) if None not in row.values()]
+    # A kill or a full disk may have cut the last line: then it lacks columns.
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = [row for row in csv.DictReader(lines) if None not in row.values()]
     return [row for row in rows if int(row["step"]) <= step]

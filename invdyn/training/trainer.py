@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from invdyn.training.checkpoint import list_checkpoints, load_trainer_state
 from invdyn.training.compiled import CompiledStep, Member, autocast
 from invdyn.training.run_config import RunConfig
 from invdyn.training.worker import Worker
+from invdyn.url_path import AnyPath
 
 
 def train_step(
@@ -205,7 +205,7 @@ class Trainer:
         found = list_checkpoints(config.run_dir)
         return self.load(found[-1]) if found else 0
 
-    def load(self, folder: Path) -> int:
+    def load(self, folder: AnyPath) -> int:
         """Continue from a checkpoint, and return the epoch to start with.
 
         Raises:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from invdyn.errors import InvdynError
@@ -21,6 +19,7 @@ from invdyn.training.run_config import CONFIG_FILE, RunConfig, resolve_device
 from invdyn.training.tracking import METRICS_CSV
 from invdyn.training.worker import Metrics, Worker
 from invdyn.transitions.store import TransitionStore
+from invdyn.url_path import AnyPath, as_path, write_whole
 
 QUALITY_FILE = "quality.json"
 STOPPED_FILE = "stopped_early"
@@ -63,8 +62,8 @@ def run_or_note(trials: Sequence[Trial], step_counts: tuple[int, ...] | None, on
             run_trials_at_once(trials, step_counts, on_metrics)
     except InvdynError as error:
         for trial in trials:
-            if not has_ended(Path(trial.run.run_dir)):
-                replace_text(Path(trial.run.run_dir) / ERROR_FILE, str(error))
+            if not has_ended(as_path(trial.run.run_dir)):
+                write_whole(as_path(trial.run.run_dir) / ERROR_FILE, str(error))
 
 
 def run_trial(trial: Trial, step_counts: tuple[int, ...] | None, on_metrics: Callable[[Metrics], None]) -> Metrics:
@@ -74,7 +73,7 @@ def run_trial(trial: Trial, step_counts: tuple[int, ...] | None, on_metrics: Cal
     sweep as it would have judged an uninterrupted one.
     """
     run = trial.run
-    folder = Path(run.run_dir)
+    folder = as_path(run.run_dir)
     reported = reported_metrics(folder)
     if has_ended(folder):
         for metrics in reported:
@@ -105,9 +104,9 @@ def run_trials_at_once(trials: Sequence[Trial], step_counts: tuple[int, ...] | N
     Reported is the best of them after every epoch: early stopping ends all or none. A network that diverges is noted
     and ends alone; a continued sweep leaves it so, for without its checkpoints all would start again.
     """
-    failed = [(Path(trial.run.run_dir) / ERROR_FILE).exists() for trial in trials]
+    failed = [(as_path(trial.run.run_dir) / ERROR_FILE).exists() for trial in trials]
     live = list(trials) if all(failed) else [trial for trial, out in zip(trials, failed, strict=True) if not out]
-    folders = [Path(trial.run.run_dir) for trial in live]
+    folders = [as_path(trial.run.run_dir) for trial in live]
     ended = all(has_ended(folder) for folder in folders)
     last_epoch = live[0].run.training.num_epochs
     for metrics in _common_rows([reported_metrics(folder) for folder in folders]):
@@ -129,7 +128,7 @@ def run_trials_at_once(trials: Sequence[Trial], step_counts: tuple[int, ...] | N
     results = train_population([trial.run for trial in live], workers, on_epoch=pass_on)
     for folder, result in zip(folders, results, strict=True):
         if isinstance(result, InvdynError):
-            replace_text(folder / ERROR_FILE, str(result))
+            write_whole(folder / ERROR_FILE, str(result))
     if rows := [result for result in results if not isinstance(result, InvdynError)]:
         on_metrics(_best_of(rows))
 
@@ -149,7 +148,7 @@ def _evaluation(
         )
         parameters = sum(p.numel() for p in model.parameters())
         facts = {"train_s": train_s, "parameters": parameters, "quality": [asdict(q) for q in quality]}
-        replace_text(Path(run.run_dir) / QUALITY_FILE, json.dumps(facts, indent=1))
+        write_whole(as_path(run.run_dir) / QUALITY_FILE, json.dumps(facts, indent=1))
         return {f"{METRIC}_at_{q.num_inference_steps}_steps": q.nrmse for q in quality}
 
     return evaluate
@@ -166,14 +165,13 @@ def _common_rows(reported: Sequence[list[Metrics]]) -> list[Metrics]:
     return [_best_of([rows[epoch] for rows in by_epoch]) for epoch in common]
 
 
-def reported_metrics(folder: Path) -> list[Metrics]:
+def reported_metrics(folder: AnyPath) -> list[Metrics]:
     """Return the rows of metrics that a trial has reported and will not report again."""
     path = folder / METRICS_CSV
     if not path.exists():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        # A kill may have cut the last line.
-        lines = [row for row in csv.DictReader(file) if None not in row.values()]
+    # A kill may have cut the last line.
+    lines = [row for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines()) if None not in row.values()]
     rows = [{name: float(value) for name, value in row.items() if value} for row in lines]
     if has_ended(folder):
         return rows
@@ -182,13 +180,6 @@ def reported_metrics(folder: Path) -> list[Metrics]:
     return [row for row in rows if row["step"] <= step]
 
 
-def has_ended(folder: Path) -> bool:
+def has_ended(folder: AnyPath) -> bool:
     """Return whether a trial was evaluated or stopped early."""
     return (folder / QUALITY_FILE).exists() or (folder / STOPPED_FILE).exists()
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file that is whole or absent."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

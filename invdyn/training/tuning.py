@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
 from invdyn import storage
+from invdyn.arrow_storage import for_ray
 from invdyn.errors import ConfigError, DataError
 from invdyn.evaluation.quality import StepQuality
 from invdyn.models.flow import SamplingSetting
-from invdyn.training.checkpoint import choose_sampling, list_checkpoints
+from invdyn.nodes import SharedFiles, shared_files
+from invdyn.training.checkpoint import WEIGHTS_FILE, choose_sampling, list_checkpoints
 from invdyn.training.distributed import cluster_resources
 from invdyn.training.run_config import CONFIG_FILE, RunConfig, resolve_device
 from invdyn.training.sweep_config import SWEEP_FILE, SweepConfig
@@ -32,6 +33,8 @@ from invdyn.training.trials import (
     reported_metrics,
     run_or_note,
 )
+from invdyn.transitions.store import MANIFEST
+from invdyn.url_path import AnyPath, as_path, remove_tree, replacing_folder, write_whole
 
 RESULTS_CSV = "results.csv"
 BEST = "best"
@@ -75,7 +78,7 @@ class SweepRow:
 def run_sweep(
     sweep: SweepConfig,
     trials: list[Trial],
-    folder: Path,
+    folder: AnyPath,
     *,
     local: bool = False,
     max_concurrent: int | None = None,
@@ -89,7 +92,7 @@ def run_sweep(
     Args:
         sweep: the space and how to search it.
         trials: its networks.
-        folder: of the sweep, absolute, on storage that all workers reach.
+        folder: of the sweep, absolute; every node must reach it and the dataset.
         local: one trial after another in this process, without early stopping.
         max_concurrent: trials at a time, in place of the config's.
         on_trial: called whenever a trial has ended.
@@ -98,7 +101,7 @@ def run_sweep(
         The rows of `results.csv`, best first.
 
     Raises:
-        ConfigError: when the cluster has not what a trial asks for.
+        ConfigError: when the cluster has not what a trial asks for, or a node does not reach the sweep's files.
         DataError: when no trial has finished.
     """
     check_devices((trial.run.device for trial in trials), local=local)
@@ -106,9 +109,11 @@ def run_sweep(
     if local:
         _run_local(sweep, groups, on_trial)
     else:
-        for path in {trial.run.dataset_path for trial in trials}:
-            storage.check_shared("the dataset", path)
-        _run_on_ray(sweep, groups, folder, max_concurrent or sweep.max_concurrent_trials, on_trial)
+        resources = trial_resources(sweep, (trial.run.device for trial in trials))
+        manifests = sorted({storage.join(trial.run.dataset_path, MANIFEST) for trial in trials})
+        needs = {name.upper(): amount for name, amount in resources.items()}
+        with shared_files(str(folder), manifests, needs) as files:
+            _run_on_ray(sweep, groups, files, resources, max_concurrent or sweep.max_concurrent_trials, on_trial)
     rows = collect_rows(trials)
     write_results(folder / RESULTS_CSV, rows)
     finished = [row for row in rows if row.status == FINISHED]
@@ -153,7 +158,7 @@ def collect_rows(trials: list[Trial]) -> list[SweepRow]:
     return sorted(rows, key=lambda r: (r.status != FINISHED, r.val_nrmse is None, r.val_nrmse, r.num_inference_steps))
 
 
-def write_results(path: Path, rows: list[SweepRow]) -> None:
+def write_results(path: AnyPath, rows: list[SweepRow]) -> None:
     """Write the rows as CSV, one column per setting."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = []
@@ -161,31 +166,28 @@ def write_results(path: Path, rows: list[SweepRow]) -> None:
         values = asdict(row)
         settings = {key: json.dumps(value) for key, value in values.pop("settings").items()}
         lines.append({"trial": values.pop("trial"), "status": values.pop("status"), **settings, **values})
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(lines[0]) if lines else ["trial"])
-        writer.writeheader()
-        writer.writerows(lines)
-    temporary.replace(path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(lines[0]) if lines else ["trial"])
+    writer.writeheader()
+    writer.writerows(lines)
+    write_whole(path, text.getvalue())
 
 
-def copy_best(row: SweepRow, folder: Path) -> None:
+def copy_best(row: SweepRow, folder: AnyPath) -> None:
     """Copy the final checkpoint of a trial to `folder`, its config set to the row's number of steps."""
     source = list_checkpoints(row.run_dir)[-1]
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(source, temporary)
-    config = RunConfig.load(source)
-    if row.num_inference_steps is not None and hasattr(config.model, "num_inference_steps"):
-        config = config.replace(model=config.model.replace(num_inference_steps=row.num_inference_steps))
-        solver = getattr(config.model, "solver", "")
-        choose_sampling(temporary, SamplingSetting(solver, row.num_inference_steps))
-    (temporary / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.replace(folder)
+    with replacing_folder(folder, last=WEIGHTS_FILE) as temporary:
+        for file in source.iterdir():
+            (temporary / file.name).write_bytes(file.read_bytes())
+        config = RunConfig.load(source)
+        if row.num_inference_steps is not None and hasattr(config.model, "num_inference_steps"):
+            config = config.replace(model=config.model.replace(num_inference_steps=row.num_inference_steps))
+            solver = getattr(config.model, "solver", "")
+            choose_sampling(temporary, SamplingSetting(solver, row.num_inference_steps))
+        (temporary / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
 
 
-def save_sweep(folder: Path, sweep: SweepConfig) -> None:
+def save_sweep(folder: AnyPath, sweep: SweepConfig) -> None:
     """Write the resolved sweep config into its folder.
 
     Raises:
@@ -194,14 +196,14 @@ def save_sweep(folder: Path, sweep: SweepConfig) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(sweep.model_dump(mode="json", by_alias=True), sort_keys=False)
-        (folder / SWEEP_FILE).write_text(text, encoding="utf-8")
+        write_whole(folder / SWEEP_FILE, text)
     except OSError as error:
         raise ConfigError(f"sweep folder cannot be written: {folder}: {error}") from None
 
 
 def _run_local(sweep: SweepConfig, groups: list[list[Trial]], on_trial: Callable[[], None]) -> None:
     for group in groups:
-        if not all((Path(trial.run.run_dir) / QUALITY_FILE).exists() for trial in group):
+        if not all((as_path(trial.run.run_dir) / QUALITY_FILE).exists() for trial in group):
             run_or_note(group, sweep.step_counts, lambda metrics: None)
         for _ in group:
             on_trial()
@@ -210,7 +212,8 @@ def _run_local(sweep: SweepConfig, groups: list[list[Trial]], on_trial: Callable
 def _run_on_ray(
     sweep: SweepConfig,
     groups: list[list[Trial]],
-    folder: Path,
+    files: SharedFiles,
+    resources: dict[str, float],
     max_concurrent: int | None,
     on_trial: Callable[[], None],
 ) -> None:
@@ -220,13 +223,11 @@ def _run_on_ray(
     # Tune's own handler would end `fit` as if the sweep were complete.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     trials = [trial for group in groups for trial in group]
-    resources = trial_resources(sweep, (trial.run.device for trial in trials))
-    variables = storage.environment()
 
     def trainable(chosen: dict[str, int]) -> None:
         # Indices, not configs, go through Tune: its own files stay readable and free of our classes.
         torch.set_num_threads(sweep.cpus_per_trial)
-        storage.set_environment(variables)
+        files.check_here()
         run_or_note(groups[chosen["group"]], sweep.step_counts, tune.report)
 
     num_epochs = max(trial.run.training.num_epochs for trial in trials)
@@ -239,8 +240,9 @@ def _run_on_ray(
             reduction_factor=sweep.asha.reduction_factor,
         )
     with_resources = tune.with_resources(trainable, resources)
-    # Tune's own state is pickled; ours, on disk per trial, is enough to continue from.
-    shutil.rmtree(folder / TUNE, ignore_errors=True)
+    # Tune's own state is pickled; ours, a folder per trial, is enough to continue from.
+    remove_tree(as_path(files.folder) / TUNE)
+    path, filesystem = for_ray(files.folder)
     tune.Tuner(
         with_resources,
         param_space={"group": tune.grid_search(list(range(len(groups))))},
@@ -254,7 +256,8 @@ def _run_on_ray(
         ),
         run_config=tune.RunConfig(
             name=TUNE,
-            storage_path=str(folder),
+            storage_path=path,
+            storage_filesystem=filesystem,
             verbose=0,
             callbacks=[_callback(groups, on_trial)],
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
@@ -270,9 +273,9 @@ def _callback(groups: list[list[Trial]], on_trial: Callable[[], None]) -> Any:
 
         def on_trial_complete(self, *_: Any, trial: Any, **__: Any) -> None:
             for each in groups[trial.config["group"]]:
-                folder = Path(each.run.run_dir)
+                folder = as_path(each.run.run_dir)
                 if not any((folder / name).exists() for name in (QUALITY_FILE, ERROR_FILE)):
-                    (folder / STOPPED_FILE).touch()
+                    write_whole(folder / STOPPED_FILE, "")
                 on_trial()
 
         def on_trial_error(self, *_: Any, trial: Any, **__: Any) -> None:
@@ -284,9 +287,9 @@ def _callback(groups: list[list[Trial]], on_trial: Callable[[], None]) -> Any:
 
 def _first_error(trials: list[Trial]) -> str:
     for trial in trials:
-        path = Path(trial.run.run_dir) / ERROR_FILE
+        path = as_path(trial.run.run_dir) / ERROR_FILE
         if path.exists():
-            return f"{Path(trial.run.run_dir).name}: {path.read_text(encoding='utf-8')}; "
+            return f"{as_path(trial.run.run_dir).name}: {path.read_text(encoding='utf-8')}; "
     return ""
 
 
@@ -297,7 +300,7 @@ def _wants_gpu(devices: set[str], gpus: int) -> bool:
 
 
 def _rows_of(trial: Trial) -> list[SweepRow]:
-    folder = Path(trial.run.run_dir)
+    folder = as_path(trial.run.run_dir)
     reported = reported_metrics(folder)
     last = reported[-1] if reported else {}
     common: dict[str, Any] = {

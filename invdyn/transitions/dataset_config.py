@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from invdyn import storage
 from invdyn.config import Config
 from invdyn.envs.collect_config import CollectConfig
 from invdyn.errors import ConfigError
+from invdyn.storage import absolute, is_url, join
 from invdyn.transitions.filters import FiltersConfig
 
 SEQUENCE_PART = "/sequence/"
@@ -38,7 +39,9 @@ class DatasetConfig(Config):
 
     Attributes:
         name: identity of the dataset; part of the hash that splits the episodes.
-        buffer_path: folder or file of the recording, or its URL (docs/storage.md).
+        storage: shared folder or URL that relative paths lie below, those of runs included (docs/storage.md); the
+            working folder when None.
+        buffer_path: folder or file of the recording, or its URL.
         output_path: folder of the transitions; by default `buffer_path` with /sequence/ replaced by /inverse_dynamics/.
         format: format of the recording, when it should not be found from the files.
         format_options: further options of the format's reader (docs/formats/).
@@ -55,6 +58,7 @@ class DatasetConfig(Config):
     """
 
     name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
+    storage: str | None = Field(default=None, min_length=1)
     buffer_path: str = Field(min_length=1)
     output_path: str | None = None
     format: str | None = None
@@ -76,10 +80,16 @@ class DatasetConfig(Config):
             raise ValueError("val_ratio + test_ratio must be below 1")
         return self
 
+    def below_storage(self, path: str) -> str:
+        """Return the absolute path or URL of a path below `storage`; an absolute one is its own."""
+        if self.storage is None or is_url(path) or Path(path).expanduser().is_absolute():
+            return absolute(path)
+        return join(absolute(self.storage), path)
+
     @property
     def sequence_path(self) -> str:
-        """Absolute path or URL of the recording: workers run in other folders."""
-        return storage.absolute(self.buffer_path)
+        """Absolute path or URL of the recording."""
+        return self.below_storage(self.buffer_path)
 
     @property
     def transitions_path(self) -> str:
@@ -89,7 +99,7 @@ class DatasetConfig(Config):
             ConfigError: when neither `output_path` is given nor `buffer_path` contains /sequence/.
         """
         if self.output_path is not None:
-            return storage.absolute(self.output_path)
+            return self.below_storage(self.output_path)
         before, found, after = self.sequence_path.rstrip("/").rpartition(SEQUENCE_PART)
         if not found:
             raise ConfigError(

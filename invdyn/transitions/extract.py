@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from invdyn import storage
 from invdyn.errors import DataError, StorageError
+from invdyn.nodes import SharedFiles, shared_files
 from invdyn.range_file import hdf5_source
 from invdyn.sequences.base import SequencePlan, SequenceReader
 from invdyn.sequences.registry import open_sequences
@@ -126,28 +128,34 @@ def create_dataset(
     # What cannot be planned is told before the recording is read, or a folder refused.
     plan = _plan(config, sequences, max_samples=None if config.filters.needs_scan else max_samples)
     job = check_output(output, plan_hash, overwrite)
-    run = partial(_run, reader=reader, local=local, num_workers=num_workers)
+    source = [file.path for file in sequences.files[:1] if storage.is_file(file.path)]
     damaged, resume = dict(job.damaged), job.resume
-    while True:
-        if damaged:
-            sequences = reader.inspect(damaged)
-        try:
-            scan = _scan(config, reader, sequences, job.saved_scan(damaged), run, listener)
-            if damaged or config.filters.needs_scan:
-                plan = _plan(config, sequences, max_samples=max_samples, row_drops=scan.row_drops)
-            listener.on_plan(plan)
-            done = open_output(job, plan.segments, scan, damaged, resume=resume)
-            resume = True
-            records = _extract(reader, plan, scan, job.folder, done, run, listener.on_rows)
-        except DamagedFiles as found:
-            if not found.files.keys() - damaged.keys():
-                raise  # the reader read a file that it was told to leave out
-            damaged |= found.files
-            listener.on_skip(found.files)
-            continue
-        check_parts(job.folder, records)
-        finish(job, make_manifest(config, plan, scan, records, max_samples), records)
-        return TransitionStore(output)
+    with ExitStack() as asked:
+        # Not before the first plan is told, which is when the caller starts Ray.
+        reach = cache(lambda: asked.enter_context(shared_files(job.folder, source, {"CPU": 1})))
+        run = partial(_run, reader=reader, num_workers=num_workers, reach=None if local else reach)
+        while True:
+            if damaged:
+                sequences = reader.inspect(damaged)
+            try:
+                scan = _scan(config, reader, sequences, job.saved_scan(damaged), run, listener)
+                if damaged or config.filters.needs_scan:
+                    plan = _plan(config, sequences, max_samples=max_samples, row_drops=scan.row_drops)
+                listener.on_plan(plan)
+                if not local:
+                    reach()
+                done = open_output(job, plan.segments, scan, damaged, resume=resume)
+                resume = True
+                records = _extract(reader, plan, scan, job.folder, done, run, listener.on_rows)
+                break
+            except DamagedFiles as found:
+                if not found.files.keys() - damaged.keys():
+                    raise  # the reader read a file that it was told to leave out
+                damaged |= found.files
+                listener.on_skip(found.files)
+    check_parts(job.folder, records)
+    finish(job, make_manifest(config, plan, scan, records, max_samples), records)
+    return TransitionStore(output)
 
 
 def read_transitions(path: str | Path, split: str = "train") -> ray.data.Dataset:
@@ -316,16 +324,22 @@ def _segment_bytes(config: DatasetConfig) -> int:
 
 
 def _run(
-    task: Task, segments: Sequence[Segment], *, reader: SequenceReader, local: bool, num_workers: int | None
+    task: Task,
+    segments: Sequence[Segment],
+    *,
+    reader: SequenceReader,
+    num_workers: int | None,
+    reach: Callable[[], SharedFiles] | None,
 ) -> Iterator[Record]:
-    """Run a task for each segment and yield the records as they come.
+    """Run a task for each segment, on Ray where `reach` tells what its nodes must see; yield the records as they come.
 
     Raises:
+        ConfigError: when a node does not reach the recording or the dataset's folder.
         DamagedFiles: after the last one, when damaged files are skipped: all of them that the tasks met.
         DataError: the first that a task met.
     """
     answer = partial(_record_or_error, reader, task)
-    records = map(answer, segments) if local else _run_on_ray(answer, segments, num_workers)
+    records = map(answer, segments) if reach is None else _run_on_ray(answer, segments, num_workers, reach())
     damaged: dict[int, dict[str, str]] = {}
     for record in records:
         if record.get("damaged"):
@@ -339,7 +353,9 @@ def _run(
         raise DamagedFiles({path: reason for files in in_order for path, reason in files.items()})
 
 
-def _run_on_ray(task: Task, segments: Sequence[Segment], num_workers: int | None) -> Iterator[Record]:
+def _run_on_ray(
+    task: Task, segments: Sequence[Segment], num_workers: int | None, files: SharedFiles
+) -> Iterator[Record]:
     """Map the segments with Ray Data, one block each, and yield the records as they come."""
     if not segments:
         return
@@ -348,11 +364,12 @@ def _run_on_ray(task: Task, segments: Sequence[Segment], num_workers: int | None
     _schedule_quickly()
     by_index = {segment.index: segment for segment in segments}
     at_once = num_workers and min(num_workers, len(segments))
-    variables = storage.environment()
 
     def run(row: dict[str, Any]) -> dict[str, str]:
-        storage.set_environment(variables)
-        return {"record": json.dumps(task(by_index[row["segment"]]))}
+        segment = by_index[row["segment"]]
+        problem = files.problem_here()
+        record = {"index": segment.index, "error": problem} if problem else task(segment)
+        return {"record": json.dumps(record)}
 
     dataset = ray.data.from_items([{"segment": index} for index in by_index], override_num_blocks=len(segments))
     for row in dataset.map(run, num_cpus=1, concurrency=at_once).iter_rows():

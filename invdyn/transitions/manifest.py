@@ -20,7 +20,7 @@ Record = dict[str, Any]
 
 def extraction_config(config: DatasetConfig) -> dict[str, Any]:
     """Return the config without what does not change a row: paths, collection settings, what to do at a bad file."""
-    exclude = {"buffer_path", "output_path", "collect"}
+    exclude = {"storage", "buffer_path", "output_path", "collect"}
     if config.filters == FiltersConfig():
         exclude.add("filters")  # a dataset without filters is what it was before there were any
     values = config.model_dump(mode="json", exclude=exclude)

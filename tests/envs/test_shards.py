@@ -21,6 +21,7 @@ from invdyn.envs.shards import (
     write_atomically,
 )
 from invdyn.errors import ConfigError, DataError
+from tests import remote as there
 from tests.envs.tasks import PENDULUM
 
 
@@ -62,6 +63,25 @@ def test_continued_recording_keeps_finished_shards(tmp_path: Path) -> None:
     fill(folder, config)
     assert contents(folder) == contents(tmp_path / "whole")
     assert (folder / "shard-00001.hdf5").stat().st_mtime_ns == kept
+
+
+def test_a_recording_on_a_storage_service_is_the_one_on_a_disk(tmp_path: Path, remote: str) -> None:
+    """Continued there too: the shard that is missing is made, and no other."""
+    config = config_of()
+    fill(tmp_path / "here", config)
+    assert open_folder(remote, config) == [0, 1, 2]
+    for index in (0, 2):
+        collect_shard(config, remote, index)
+    with pytest.raises(DataError, match=r"must hold 3 shards, 1 are not there \(first: shard-00001.hdf5\)"):
+        close_folder(remote, config)
+    assert open_folder(remote, config) == [1]
+    collect_shard(config, remote, 1)
+    close_folder(remote, config)
+    assert there.contents(remote) == contents(tmp_path / "here")
+    with pytest.raises(ConfigError, match="must not hold a recording yet, found 3 finished shards"):
+        open_folder(remote, config)
+    assert open_folder(remote, config, overwrite=True) == [0, 1, 2]
+    assert list(there.contents(remote)) == [MARKER_NAME]
 
 
 def test_finished_folder_is_refused(tmp_path: Path) -> None:

@@ -113,7 +113,6 @@ def test_smoke_and_overrides(tmp_path: Path, script: ModuleType, monkeypatch: py
         (["--set", "collect.physics={armature: 2}"], "armature multiplier must be 1"),
         (["--set", "collect.policyy={}"], "unknown key 'collect.policyy'; did you mean 'policy'"),
         (["--set", "collect=null"], "must have a collect section"),
-        (["--set", "buffer_path=s3://bucket/sequence"], "must be a folder on a mounted disk"),
     ],
 )
 def test_bad_input_writes_nothing(tmp_path: Path, repository: Path, arguments: list[str], message: str) -> None:

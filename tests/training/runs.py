@@ -64,7 +64,9 @@ def make_dataset(folder: Path, *, seed: int = 0, action_dim: int = 1, **options:
     return TransitionStore(config.transitions_path)
 
 
-def run_config(store: TransitionStore, run_dir: Path, model: dict[str, Any] | None = None, **values: Any) -> RunConfig:
+def run_config(
+    store: TransitionStore, run_dir: str | Path, model: dict[str, Any] | None = None, **values: Any
+) -> RunConfig:
     """Return a short run; recipe keys may be given among the values."""
     recipe = {key: values.pop(key, default) for key, default in {**RECIPE, **_recipe_keys(values)}.items()}
     parsed = parse_model_config({**(model or FLOW), "training": recipe}, where="test")

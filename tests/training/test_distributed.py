@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from invdyn.errors import ConfigError, DataError
 from invdyn.training import distributed
 from invdyn.training.checkpoint import list_checkpoints
-from invdyn.training.distributed import check_run, choose_gpu, prepare_run_dir, train
+from invdyn.training.distributed import check_new_folder, check_run, choose_gpu, train, write_config
+from invdyn.training.followed_log import INTERVAL_S, FollowedLog
 from invdyn.transitions.store import TransitionStore
 from tests.training.group import train_in_group
 from tests.training.runs import LINEAR, read_metrics_csv, run_config
@@ -164,14 +165,16 @@ def test_workers_must_share_the_batch_evenly(store: TransitionStore, tmp_path: P
 def test_run_folder_that_exists(store: TransitionStore, tmp_path: Path) -> None:
     config = run_config(store, tmp_path / "run")
     (tmp_path / "run").mkdir()
-    prepare_run_dir(config, resume=False)  # an empty folder will do
+    check_new_folder(tmp_path / "run")  # an empty folder will do
+    write_config(config)
     before = (tmp_path / "run/config.yaml").read_bytes()
     with pytest.raises(
         ConfigError, match=r"run folder exists already: .*/run; continue it with --resume .*/run or give"
     ):
-        prepare_run_dir(config.replace(num_workers=2), resume=False)
+        train(config, local=True)
     assert (tmp_path / "run/config.yaml").read_bytes() == before
-    prepare_run_dir(config.replace(num_workers=2), resume=True)
+    write_config(config.replace(num_workers=2))
+    assert (tmp_path / "run/config.yaml").read_bytes() != before
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
 
 
@@ -179,7 +182,7 @@ def test_run_folder_that_cannot_be_written(store: TransitionStore, tmp_path: Pat
     (tmp_path / "file").write_text("in the way")
     for path in ("file", "file/run"):
         with pytest.raises(ConfigError, match=r"run folder cannot be written: .*: (File exists|Not a directory)$"):
-            prepare_run_dir(run_config(store, tmp_path / path), resume=False)
+            train(run_config(store, tmp_path / path), local=True)
 
 
 def test_choose_gpu() -> None:
@@ -221,10 +224,10 @@ def test_the_largest_cluster_has_the_most_workers_of_the_best_kinds() -> None:
 def test_follow_log_prints_only_what_is_new(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "train.log"
     log.write_text("before é\n")
-    with distributed._FollowLog(log), log.open("a") as file:
+    with FollowedLog(log), log.open("a") as file:
         file.write("during\n")
         file.flush()
-        time.sleep(1.2 * distributed.TAIL_INTERVAL_S)
+        time.sleep(1.2 * INTERVAL_S)
         assert "during" in capfd.readouterr().out
         file.write("last words\n")
     assert capfd.readouterr().out == "last words\n"

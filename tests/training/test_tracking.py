@@ -95,7 +95,8 @@ def test_disabled_writes_csv_only(config: RunConfig, monkeypatch: pytest.MonkeyP
 def test_disk_full_is_one_line(config: RunConfig) -> None:
     tracker = Tracker(config, echo=False)
     full = os.open("/dev/full", os.O_WRONLY)
-    os.dup2(full, tracker.csv_file.fileno())
+    assert tracker.csv_file.file is not None
+    os.dup2(full, tracker.csv_file.file.fileno())
     os.close(full)
     with pytest.raises(DataError, match=r"^cannot write metrics to .*/run: No space left on device; .*--resume$"):
         tracker.log({"loss": 1}, 1)

@@ -176,3 +176,21 @@ def test_paths_are_derived_from_urls(tmp_path: Path) -> None:
     assert derived("s3://bucket/data/sequence/pendulum/") == "s3://bucket/data/inverse_dynamics/pendulum"
     with pytest.raises(ConfigError, match="must contain '/sequence/'"):
         derived("s3://bucket/pendulum")
+
+
+def test_what_is_relative_lies_below_the_storage(tmp_path: Path) -> None:
+    config = config_of(tmp_path, storage="s3://bucket/lab/", buffer_path="data/sequence/p")
+    assert config.sequence_path == "s3://bucket/lab/data/sequence/p"
+    assert config.transitions_path == "s3://bucket/lab/data/inverse_dynamics/p"
+    assert config.below_storage("runs/x") == "s3://bucket/lab/runs/x"
+    assert config.replace(output_path="out").transitions_path == "s3://bucket/lab/out"
+    assert config.replace(buffer_path="/data/sequence/p").transitions_path == "/data/inverse_dynamics/p"
+    assert config.replace(buffer_path="gs://b/sequence/p").sequence_path == "gs://b/sequence/p"
+    assert config.replace(storage=str(tmp_path)).below_storage("runs/x") == f"{tmp_path}/runs/x"
+
+
+def test_where_a_dataset_lies_changes_nothing_in_it(tmp_path: Path, here: dict[str, bytes]) -> None:
+    config = config_of(tmp_path, storage=str(tmp_path / "elsewhere"), buffer_path=str(tmp_path / "sequence/r"))
+    store = create_dataset(config.replace(output_path="out"), local=True)
+    assert store.path == f"{tmp_path}/elsewhere/out"
+    assert contents(store.path) == here
