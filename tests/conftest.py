@@ -38,6 +38,8 @@ install_import_hook(["invdyn.statistics", "invdyn.models"], "beartype.beartype")
 # A shell that starts the tests in the background ignores Ctrl-C, and so would every command that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+RAY_STARTS = 3
+
 # A shared machine is slow at times, which is not a failure; the same examples on every run.
 settings.register_profile("invdyn", deadline=None, derandomize=True)
 settings.load_profile("invdyn")
@@ -72,7 +74,15 @@ def ray_session() -> Iterator[None]:
     """
     import ray
 
-    ray.init(address="local", num_cpus=8, log_to_driver=False, logging_level="ERROR")
+    for attempt in range(RAY_STARTS):
+        try:
+            ray.init(address="local", num_cpus=8, log_to_driver=False, logging_level="ERROR")
+            break
+        except Exception as error:  # Ray's own kind for this is Exception
+            # It gives its processes 30 s, whatever the machine does meanwhile.
+            if "timed out during startup" not in str(error) or attempt + 1 == RAY_STARTS:
+                raise
+            ray.shutdown()
     yield
     ray.shutdown()
 

@@ -60,9 +60,9 @@ def start(repository: Path, *arguments: object) -> subprocess.Popen[str]:
 
 
 def wait_for_checkpoint(run_dir: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not list_checkpoints(run_dir) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
+        time.sleep(0.01)
 
 
 def test_a_run(main: RunHere, recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
