@@ -79,7 +79,7 @@ def train(trainer: Trainer, store: TransitionStore, first: int = 0) -> Tensor:
 
 def vectors(trainer: Trainer) -> dict[str, Tensor]:
     """Return all that a step changes, as flat vectors."""
-    states = [trainer.optimizer.state[parameter] for parameter in trainer.model.parameters()]
+    states = [trainer.optimizer.state[parameter] for parameter in trainer.parameters]
     return {
         "weights": torch.cat([p.detach().flatten() for p in trainer.model.parameters()]),
         "average": torch.cat([p.detach().flatten() for p in trainer.average.parameters()]),

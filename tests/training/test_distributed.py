@@ -19,7 +19,7 @@ from invdyn.training.distributed import check_new_folder, check_run, choose_gpu,
 from invdyn.training.followed_log import INTERVAL_S, FollowedLog
 from invdyn.transitions.store import TransitionStore
 from tests.training.group import train_in_group
-from tests.training.runs import LINEAR, read_metrics_csv, run_config
+from tests.training.runs import LINEAR, TWO_STAGES, read_metrics_csv, run_config
 
 ROUNDING = 1e-4
 
@@ -53,6 +53,7 @@ def group(store: TransitionStore, tmp_path_factory: pytest.TempPathFactory) -> G
     configs = {
         "resident": run_config(store, folder / "resident", resident=True, **TWO_EPOCHS),
         "streamed": run_config(store, folder / "streamed", resident=False, **TWO_EPOCHS),
+        "stages": run_config(store, folder / "stages", TWO_STAGES, **TWO_EPOCHS),
         "full": run_config(store, folder / "full"),
         "diverged": run_config(store, folder / "diverged", learning_rate=1e30),
         "linear": run_config(store, folder / "linear", LINEAR),
@@ -71,6 +72,14 @@ def test_two_processes_equal_one_with_the_same_global_batch(
     assert_same_to_rounding(group.folder / name, tmp_path / "one")
     assert f"({name}); " in (group.folder / name / "train.log").read_text()
     assert "2 worker(s) on cpu" in (group.folder / name / "train.log").read_text()
+
+
+def test_both_stages_of_training_equal_those_of_one_process(
+    store: TransitionStore, tmp_path: Path, group: Group
+) -> None:
+    train(run_config(store, tmp_path / "one", TWO_STAGES, **TWO_EPOCHS), local=True)
+    assert group.outcomes["stages"][0]["metrics"]["epoch"] == 2
+    assert_same_to_rounding(group.folder / "stages", tmp_path / "one")
 
 
 def test_an_error_of_one_process_stops_all_at_once(group: Group) -> None:
