@@ -192,10 +192,16 @@ def _to_csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], header: b
     return text.getvalue()
 
 
-def _rows_until(path: AnyPath, step: int) -> list[dict[str, Any]]:
-    if step == 0 or not path.exists():
+def read_rows(path: AnyPath) -> list[dict[str, Any]]:
+    """Return the rows of a `metrics.csv` as text; none where there is no file.
+
+    A kill or a full disk may have cut the last line: then it lacks columns, and is left out.
+    """
+    if not path.exists():
         return []
-    # A kill or a full disk may have cut the last line: then it lacks columns.
     lines = path.read_text(encoding="utf-8").splitlines()
-    rows = [row for row in csv.DictReader(lines) if None not in row.values()]
-    return [row for row in rows if int(row["step"]) <= step]
+    return [row for row in csv.DictReader(lines) if None not in row.values()]
+
+
+def _rows_until(path: AnyPath, step: int) -> list[dict[str, Any]]:
+    return [row for row in read_rows(path) if int(row["step"]) <= step] if step else []

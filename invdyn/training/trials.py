@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from invdyn.training.checkpoint import list_checkpoints
 from invdyn.training.loop import train_loop
 from invdyn.training.population import population_key, train_population
 from invdyn.training.run_config import CONFIG_FILE, RunConfig, resolve_device
-from invdyn.training.tracking import METRICS_CSV
+from invdyn.training.tracking import METRICS_CSV, read_rows
 from invdyn.training.worker import Metrics, Worker
 from invdyn.transitions.store import TransitionStore
 from invdyn.url_path import AnyPath, as_path, write_whole
@@ -167,11 +166,8 @@ def _common_rows(reported: Sequence[list[Metrics]]) -> list[Metrics]:
 
 def reported_metrics(folder: AnyPath) -> list[Metrics]:
     """Return the rows of metrics that a trial has reported and will not report again."""
-    path = folder / METRICS_CSV
-    if not path.exists():
+    if not (lines := read_rows(folder / METRICS_CSV)):
         return []
-    # A kill may have cut the last line.
-    lines = [row for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines()) if None not in row.values()]
     rows = [{name: float(value) for name, value in row.items() if value} for row in lines]
     if has_ended(folder):
         return rows
