@@ -123,9 +123,9 @@ def _timed(run: RunConfig) -> _Costs:
 
 @dataclass(frozen=True)
 class _Call:
-    """A call of a compiled step (its id): CPU seconds at begin and end, and batches."""
+    """A call of a compiled step: CPU seconds at begin and end, and batches."""
 
-    step: int
+    step: CompiledStep
     begin: float
     end: float
     batches: int
@@ -135,14 +135,12 @@ class _Call:
 def _compiled_calls() -> Iterator[list[_Call]]:
     """Collect the calls of all compiled steps."""
     found: list[_Call] = []
-    kept: list[CompiledStep] = []  # while they live, no two have one id
     call = CompiledStep.__call__
 
     def timed(step: CompiledStep, coefficients: Tensor, chunk: tuple[Tensor, ...]) -> Tensor:
         started = time.process_time()
         losses = call(step, coefficients, chunk)
-        found.append(_Call(id(step), started, time.process_time(), len(coefficients)))
-        kept.append(step)
+        found.append(_Call(step, started, time.process_time(), len(coefficients)))
         return losses
 
     CompiledStep.__call__ = timed  # type: ignore[method-assign]

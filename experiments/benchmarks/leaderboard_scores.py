@@ -24,8 +24,7 @@ from invdyn.evaluation.simulation import (
 )
 from invdyn.evaluation.two_sample import classifier_two_sample
 from invdyn.models.base import InverseDynamics
-from invdyn.models.flow import FlowInverseDynamics
-from invdyn.models.solvers import get_solver
+from invdyn.models.flow import FlowInverseDynamics, SamplingSetting, network_evaluations
 from invdyn.statistics import transition_features
 from invdyn.transitions.store import TransitionStore
 
@@ -174,5 +173,5 @@ def _log_prob(
 
 def _network_evaluations(model: InverseDynamics) -> int:
     if isinstance(model, FlowInverseDynamics):
-        return int(model.num_inference_steps) * get_solver(model.solver).evaluations_per_step
+        return network_evaluations(SamplingSetting(model.solver, model.num_inference_steps))
     return int(model.trainable)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from invdyn.evaluation.metrics import energy_scores, flat_actions, nrmse
+from invdyn.evaluation.metrics import crps, energy_scores, flat_actions, nrmse
 from invdyn.models.flow import FlowInverseDynamics, SamplingSetting, network_evaluations
 
 NUM_SAMPLES = 19
@@ -109,6 +109,7 @@ def quality_of_settings(
     generator = torch.Generator(model.device).manual_seed(seed)
     noise = torch.randn(NUM_SAMPLES, len(truth), model.target_dim, generator=generator, device=model.device)
     context, target = model.encode(rows["state"], rows["action"], rows["next_state"])
+    recorded = target.cpu().numpy()
     base = model.encode_transition(rows["state"], rows["next_state"])[1]
     kept, model.spreads = model.spreads, {}
     try:
@@ -120,9 +121,8 @@ def quality_of_settings(
     for samples, seconds in drawn:
         spread = _best_spreads(samples, mean, target) if calibrate else torch.ones_like(target[0])
         stretched = torch.lerp(mean, samples, spread)
-        inside = (stretched.amin(dim=0) <= target) & (target <= stretched.amax(dim=0))
         actions = np.stack([flat_actions(action) for action in model.decode(stretched, base).cpu().numpy()])
-        found.append((actions, seconds, tuple(spread.tolist()), float(inside.double().mean())))
+        found.append((actions, seconds, tuple(spread.tolist()), _coverage(stretched.cpu().numpy(), recorded)))
     scores = [energy_scores(actions, truth, std) for actions, *_ in found]
     best = scores[int(np.argmin([score.mean() for score in scores]))]
     return [
@@ -192,7 +192,7 @@ def _best_spread(
     truth: Float[np.ndarray, " rows"],
 ) -> float:
     stretched = [mean + factor * off for factor in SPREADS]
-    scores = np.stack([_crps(each, truth) for each in stretched])
+    scores = np.stack([crps(each[..., None], truth[:, None])[:, 0] for each in stretched])
     best = scores[int(scores.mean(axis=1).argmin())]
     noise = NOISE_ERRORS * (scores - best).std(axis=1) / np.sqrt(len(truth))
     near = (scores - best).mean(axis=1) <= np.maximum(SPREAD_TOLERANCE * best.mean(), noise)
@@ -204,16 +204,9 @@ def _best_spread(
     return 1.0 if gaps[own] == gaps.min() else SPREADS[int(gaps.argmin())]
 
 
-def _coverage(samples: Float[np.ndarray, "samples rows"], truth: Float[np.ndarray, " rows"]) -> float:
+def _coverage(samples: Float[np.ndarray, "samples *values"], truth: Float[np.ndarray, "*values"]) -> float:
+    """Return the share of values that lie between the lowest and the highest of their samples."""
     return float(np.mean((samples.min(axis=0) <= truth) & (truth <= samples.max(axis=0))))
-
-
-def _crps(samples: Float[np.ndarray, "samples rows"], truth: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
-    """Return the continuous ranked probability score of each row, unbiased: E|x - y| - E|x - x'| / 2."""
-    count = len(samples)
-    weights = (2.0 * np.arange(1, count + 1) - count - 1) / (count * (count - 1))
-    scores: np.ndarray = np.abs(samples - truth).mean(axis=0) - weights @ np.sort(samples, axis=0)
-    return scores
 
 
 def _draw(

@@ -267,10 +267,13 @@ class FlowInverseDynamics(InverseDynamics):
         self, seen: Float[Tensor, "batch seen"], x_0: Float[Tensor, "samples batch target"], setting: SamplingSetting
     ) -> Float[Tensor, "samples batch target"]:
         """Return x_1 of noise: the residual of an "mlp" base in units of its spread, else the target itself."""
-        first = FirstEvaluation(self._velocity(seen, self.network))
-        x_1 = get_solver(setting.solver).integrate(first, x_0, setting.num_inference_steps)
+        velocity, method = self._velocity(seen, self.network), get_solver(setting.solver)
         spread = self.spread_of(setting)
-        return x_1 if spread is None else torch.lerp(first.end, x_1, x_1.new_tensor(spread))
+        if spread is None:
+            return method.integrate(velocity, x_0, setting.num_inference_steps)
+        first = FirstEvaluation(velocity)
+        x_1 = method.integrate(first, x_0, setting.num_inference_steps)
+        return torch.lerp(first.end, x_1, x_1.new_tensor(spread))
 
     def spread_of(self, setting: SamplingSetting | None = None) -> tuple[float, ...] | None:
         """Return the calibrated factors on the spread of samples, one per target dimension; None for 1.

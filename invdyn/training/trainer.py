@@ -86,10 +86,10 @@ class Trainer:
         self.compiled = compiled
         self.precision = precision
         self.step = 0
-        first = round(recipe.base_fraction * total_steps) if model.num_stages == 2 else 0
-        # Begin and end of each stage, in steps.
-        self.stages = [(0, first), (first, total_steps)] if first else [(0, total_steps)]
-        self._start_stage(0 if first else model.num_stages - 1)
+        first = round(recipe.base_fraction * total_steps)
+        # Begin and end of each stage of the model, in steps.
+        self.stages = [(0, first), (first, total_steps)] if model.num_stages == 2 else [(0, total_steps)]
+        self._start_stage(self._stage_of(0))
 
     def _start_stage(self, stage: int) -> None:
         self.model.enter_stage(stage)
@@ -122,11 +122,10 @@ class Trainer:
         return max(1, self._span(self.step)[1] - self.step)
 
     def _stage_of(self, step: int) -> int:
-        """Return the model's stage of a step."""
-        return 0 if step < self.stages[0][1] and len(self.stages) > 1 else self.model.num_stages - 1
+        return sum(step >= end for _, end in self.stages[:-1])
 
     def _span(self, step: int) -> tuple[int, int]:
-        return self.stages[0] if step < self.stages[0][1] else self.stages[-1]
+        return self.stages[self._stage_of(step)]
 
     def train_chunk(self, rows: Rows, noise: Noise) -> Float[Tensor, "steps"]:
         """Take one step per batch of a chunk.
