@@ -46,6 +46,7 @@ class Lab:
         self.repository = repository
         self.bashrc = bashrc
         self.logins: dict[str, str] = {}
+        self._namespaces: dict[str, set[str]] = {}
 
     def __enter__(self) -> Lab:
         # pdeathsig: when this process is killed, unshare is, and with it (kill-child) everything inside.
@@ -98,10 +99,11 @@ class Lab:
             self._inside(words), env={**os.environ, "LAB_BASHRC": self.bashrc}, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
+        self._namespaces[name] = set(self.run(name, "readlink /proc/self/ns/net /proc/self/ns/pid").split())
 
     def remove(self, name: str) -> None:
         """End a host at once, with all that it holds."""
-        del self.logins[name]
+        del self.logins[name], self._namespaces[name]
         subprocess.run(self._inside(["bash", "-c", f"kill -KILL $(cat /mnt/{name}.pid)"]), check=True)
 
     def link(self, name: str, state: str) -> None:
@@ -141,11 +143,8 @@ class Lab:
         return self._inside(["bash", "-c", enter, host, environment, shell, *NAMESPACES])
 
     def namespaces(self) -> set[str]:
-        """Return the kernel's names of all network and PID namespaces of the lab."""
-        found = set()
-        for host in self.logins:
-            found |= set(self.run(host, "readlink /proc/self/ns/net /proc/self/ns/pid").split())
-        return found
+        """Return the kernel's names of all network and PID namespaces of the hosts that have not been removed."""
+        return set().union(*self._namespaces.values())
 
     def _inside(self, words: list[str]) -> list[str]:
         return ["nsenter", "--target", str(self.inside), *NAMESPACES, "--", *words]
@@ -161,9 +160,8 @@ def open_lab(repository: Path, hosts: dict[str, str], bashrc: str = "") -> Itera
     with Lab(repository, bashrc) as lab:
         for name, address in hosts.items():
             lab.add(name, address)
-        namespaces = lab.namespaces()
         yield lab
-    assert wait_until_empty(namespaces) == []
+    assert wait_until_empty(lab.namespaces()) == []
 
 
 def wait_until_empty(namespaces: set[str]) -> list[str]:

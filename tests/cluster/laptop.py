@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from collections.abc import Callable
@@ -42,6 +43,16 @@ class Laptop:
         """Run one of the project's scripts on the head."""
         return self(f"ray submit {self.yaml} experiments/{script} -- {flags}")
 
+    def busy_actors(self, resource: str) -> dict[str, str]:
+        """Return the node of each actor that has reserved a resource since `ray up`: training workers and trials."""
+        said = self.on_head("ray list actors --detail --format json --limit 1000 2>/dev/null")
+        actors = json.loads(next(line for line in said.splitlines() if line.startswith('[{"actor_id"')))
+        return {
+            actor["actor_id"]: actor["node_id"]
+            for actor in actors
+            if any(name.startswith(resource) and amount for name, amount in (actor["required_resources"] or {}).items())
+        }
+
 
 def in_background(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
     """Call a function beside what follows."""
@@ -63,10 +74,11 @@ def wait_for(what: str, condition: Callable[[], Any], *, within_s: float, job: F
     Raises:
         AssertionError: when it takes too long, or the job ends before.
     """
-    deadline = time.monotonic() + within_s
+    started = time.monotonic()
     while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {within_s:.0f} s"
+        assert time.monotonic() < started + within_s, f"{what}: not within {within_s:.0f} s"
         if job is not None and job.done():
             raise AssertionError(f"{what}: not before the job's end\n{job.result()}")
         time.sleep(1)
+    print(f"{time.monotonic() - started:6.1f} s  waited for {what}", flush=True)
     return found

@@ -6,7 +6,6 @@ needs two hosts.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -24,6 +23,8 @@ pytestmark = [
 ]
 HOSTS = {"head": "10.77.0.11", "w1": "10.77.0.12", "w2": "10.77.0.13"}
 YAML = "/tmp/local.yaml"
+# A minute otherwise: how long a worker waits for a head that is gone, before it ends too.
+IMPATIENT = "export RAY_gcs_rpc_server_reconnect_timeout_s=5"
 RUN = "--dataset_config configs/dataset/pendulum_integrable.yaml --model_config configs/inverse_dynamics/mlp.yaml"
 WAIT = """
 import ray, sys, time
@@ -52,19 +53,8 @@ def shipped_config(repository: Path) -> str:
 
 @pytest.fixture
 def lab(repository) -> Iterator[Lab]:
-    with open_lab(repository, HOSTS) as lab:
+    with open_lab(repository, HOSTS, IMPATIENT) as lab:
         yield lab
-
-
-def busy_actors(laptop: Laptop) -> dict[str, str]:
-    """Return the node of each actor that has held a CPU since `ray up`: training workers and trials."""
-    said = laptop.on_head("ray list actors --detail --format json --limit 1000 2>/dev/null")
-    actors = json.loads(next(line for line in said.splitlines() if line.startswith('[{"actor_id"')))
-    return {
-        actor["actor_id"]: actor["node_id"]
-        for actor in actors
-        if any(name.startswith("CPU") and amount > 0 for name, amount in (actor["required_resources"] or {}).items())
-    }
 
 
 def test_from_ray_up_to_ray_down(lab, repository):
@@ -95,14 +85,14 @@ def test_from_ray_up_to_ray_down(lab, repository):
     said = laptop.submit("train.py", f"{RUN} --num_epochs 2 --num_workers 2 --run_dir runs/two --address auto")
     assert "uses 2 worker(s) with 1 CPU each" in said
     assert "epoch 2/2" in said
-    workers = busy_actors(laptop)
+    workers = laptop.busy_actors("CPU")
     assert len(workers) == len(set(workers.values())) == 2  # on two hosts
     assert lab.run("w1", "wc -l < /mnt/shared/runs/two/metrics.csv").strip() == "3"
 
     said = laptop.submit("sweep.py", "--smoke --address auto --output runs/sweep")
     assert "1 CPU per trial" in said
     assert "best model: " in said
-    trials = {actor: node for actor, node in busy_actors(laptop).items() if actor not in workers}
+    trials = {actor: node for actor, node in laptop.busy_actors("CPU").items() if actor not in workers}
     assert len(set(trials.values())) == 2, trials
     assert "model.safetensors" in lab.run("head", "ls -R /mnt/shared/runs/sweep/best")
 
