@@ -9,10 +9,11 @@ import functools
 import hashlib
 import os
 import re
-import shutil
+import secrets
+import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -281,21 +282,23 @@ def replacing(path: str) -> Iterator[Path]:
         DataError: when the disk is full or `path` cannot be written; what was there before is left as it was.
         StorageError: when the storage service does not take it; likewise.
     """
-    folder = Path(tempfile.mkdtemp(prefix="invdyn-")) if is_url(path) else Path(path).parent
-    temporary = folder / f".{base_name(path)}.{os.getpid()}{TEMPORARY_SUFFIX}"
-    try:
-        with writing_to(path):
+    with writing_to(path), ExitStack() as gathered:
+        if is_url(path):
+            folder = Path(gathered.enter_context(tempfile.TemporaryDirectory(prefix="invdyn-")))
+        else:
+            folder = Path(path).parent
             folder.mkdir(parents=True, exist_ok=True)
+        # Two nodes that write the same file may do so in processes of the same number.
+        temporary = folder / f".{base_name(path)}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+        try:
             yield temporary
             if is_url(path):
                 upload(temporary, path)
             else:
                 os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-        if is_url(path):
-            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
 
 
 @contextmanager
@@ -309,7 +312,14 @@ def writing_to(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"cannot write {path}: {reason}; free some space or set output_path, then run again") from None
+        raise DataError(
+            f"cannot write {path}{gathering_place(path)}: {reason}; free some space or set output_path, then run again"
+        ) from None
+
+
+def gathering_place(path: str) -> str:
+    """Return in words where a file for a storage service is gathered first: that disk may be the full one."""
+    return f" (gathered on {socket.gethostname()} in {tempfile.gettempdir()} first)" if is_url(path) else ""
 
 
 def check_shared(name: str, path: str) -> None:

@@ -87,7 +87,8 @@ def save_checkpoint(
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
-            f"cannot write checkpoint {folder}: {reason}; free some space, then continue with --resume"
+            f"cannot write checkpoint {folder}{storage.gathering_place(str(folder))}: {reason}; free some space, then "
+            "continue with --resume"
         ) from None
     return folder
 

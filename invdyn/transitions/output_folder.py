@@ -26,7 +26,7 @@ PROGRESS_FOLDER = ".progress"
 NEW_FOLDER = ".new"
 PLAN_FILE = "plan.json"
 SCAN_FILE = "scan.json"
-OUR_PART = re.compile(rf"\.?part-\d{{5,}}\.h5(\.\d+{re.escape(TEMPORARY_SUFFIX)})?")
+OUR_PART = re.compile(rf"\.?part-\d{{5,}}\.h5(\.\d+(\.[0-9a-f]{{8}})?{re.escape(TEMPORARY_SUFFIX)})?")
 UNFINISHED_MANIFEST = re.compile(rf"\.{re.escape(MANIFEST)}\..*{re.escape(TEMPORARY_SUFFIX)}")
 RECORD = re.compile(r"segment-.*\.json")
 

@@ -321,7 +321,11 @@ def damage_record(output: Path) -> None:
 
 
 def leave_temporary_files(output: Path) -> None:
-    for name in ("train/.part-00003.h5.77.tmp", ".manifest.json.77.tmp", ".progress/.segment-00003.json.77.tmp"):
+    for name in (
+        "train/.part-00003.h5.77.00c0ffee.tmp",
+        ".manifest.json.77.tmp",
+        ".progress/.segment-00003.json.77.tmp",
+    ):
         (output / name).write_bytes(b"half")
 
 

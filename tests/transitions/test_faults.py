@@ -22,7 +22,7 @@ from tests.sequences.recordings import write_recording
 from tests.transitions.datasets import config_of, contents
 
 NUM_PARTS = 12
-HALF_WRITTEN = re.compile(r"\.part-\d{5}\.h5\.(\d+)\.tmp")
+HALF_WRITTEN = re.compile(r"\.part-\d{5}\.h5\.(\d+)\.[0-9a-f]{8}\.tmp")
 
 
 @pytest.fixture
