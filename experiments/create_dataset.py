@@ -71,6 +71,7 @@ def extract(config: DatasetConfig, max_samples: int | None, args: argparse.Names
                 on_plan=lambda plan: bars.start(plan.num_rows, "extract", "transitions"),
                 on_rows=bars.update,
                 on_skip=bars.report,
+                on_fault=bars.say,
             ),
         )
 
@@ -94,6 +95,11 @@ class Bars(ExitStack):
         """Count finished work."""
         assert self._bar is not None, "work was done before any was planned"
         self._bar.update(count)
+
+    def say(self, line: str) -> None:
+        """Show a line that stays."""
+        assert self._bar is not None, "nothing can fail before it is planned"
+        self._bar.say(line)
 
     def report(self, damaged: Mapping[str, str]) -> None:
         """Say that files are left out."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from invdyn.url_path import as_path, write_whole
 MARK_FILE = ".reached_by_all_nodes.tmp"
 ANSWER_S = 120.0
 """How long a node may take to answer: it may have to start a process for it."""
+WATCH_INTERVAL_S = 1.0
 HEAD_BYTES = 65_536
 SHOWN_NODES = 5
 ADVICE = "use a folder that all nodes share, or an s3:// or gs:// URL (docs/storage.md)"
@@ -109,6 +111,42 @@ def shared_files(folder: str, reads: Sequence[str], needs: Mapping[str, float]) 
         if new:
             with suppress(OSError):  # that it is not empty: the job has begun
                 storage.remove_empty_folder(folder)
+
+
+@contextmanager
+def watching_nodes(tell: Callable[[str], None], consequence: str) -> Iterator[None]:
+    """Tell of every node that leaves the cluster, or joins it, while a job runs.
+
+    Args:
+        tell: called with one line for each, from another thread.
+        consequence: what becomes of the work of a node that has left.
+    """
+    stopped = threading.Event()
+    known = _live_nodes()
+
+    def watch() -> None:
+        nonlocal known
+        while not stopped.wait(WATCH_INTERVAL_S):
+            now = _live_nodes()
+            for node in known.keys() - now.keys():
+                tell(f"node {known[node]} lost: {consequence}")
+            for node in now.keys() - known.keys():
+                tell(f"node {now[node]} joined: it takes its share of what is left")
+            known = now
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def _live_nodes() -> dict[str, str]:
+    import ray
+
+    return {node["NodeID"]: _name(node) for node in ray.nodes() if node["Alive"]}
 
 
 def fingerprint(path: str) -> Fingerprint | None:

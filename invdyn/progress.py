@@ -64,6 +64,10 @@ class Progress:
         if self.done >= self.total or time.monotonic() - self._shown_s >= interval_s:
             self._show()
 
+    def say(self, line: str) -> None:
+        """Show a line that stays, above the progress."""
+        self._write(("\r\033[K" if self._redraw else "") + line + "\n")
+
     def _show(self) -> None:
         self._shown_s, self._shown_done = time.monotonic(), self.done
         if self._redraw:

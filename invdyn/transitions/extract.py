@@ -19,7 +19,7 @@ import numpy as np
 
 from invdyn import storage
 from invdyn.errors import DataError, StorageError
-from invdyn.nodes import SharedFiles, shared_files
+from invdyn.nodes import SharedFiles, shared_files, watching_nodes
 from invdyn.range_file import hdf5_source
 from invdyn.sequences.base import SequencePlan, SequenceReader
 from invdyn.sequences.registry import open_sequences
@@ -75,6 +75,7 @@ class Listener:
         on_plan: called with each plan, when all that can be checked beforehand is. Nothing is written before the first.
         on_rows: called with the number of rows done: first those of an earlier run, then of each finished segment.
         on_skip: called with the files found to be damaged, and the reason of each, before it is planned without them.
+        on_fault: called with a line that says what happened to a node, or to an earlier run, and what is done.
     """
 
     on_scan: Callable[[int], None] = lambda tasks: None
@@ -82,6 +83,7 @@ class Listener:
     on_plan: Callable[[ExtractionPlan], None] = lambda plan: None
     on_rows: OnRows = lambda rows: None
     on_skip: Callable[[Mapping[str, str]], None] = lambda files: None
+    on_fault: Callable[[str], None] = lambda line: None
 
 
 def create_dataset(
@@ -132,7 +134,12 @@ def create_dataset(
     damaged, resume = dict(job.damaged), job.resume
     with ExitStack() as asked:
         # Not before the first plan is told, which is when the caller starts Ray.
-        reach = cache(lambda: asked.enter_context(shared_files(job.folder, source, {"CPU": 1})))
+        @cache
+        def reach() -> SharedFiles:
+            files = asked.enter_context(shared_files(job.folder, source, {"CPU": 1}))
+            asked.enter_context(watching_nodes(listener.on_fault, "its unfinished parts are made again on others"))
+            return files
+
         run = partial(_run, reader=reader, num_workers=num_workers, reach=None if local else reach)
         while True:
             if damaged:
@@ -145,6 +152,8 @@ def create_dataset(
                 if not local:
                     reach()
                 done = open_output(job, plan.segments, scan, damaged, resume=resume)
+                if job.resume and done:
+                    listener.on_fault(f"an earlier run was cut off: {len(done)} of {len(plan.segments)} parts are kept")
                 resume = True
                 records = _extract(reader, plan, scan, job.folder, done, run, listener.on_rows)
                 break
