@@ -43,6 +43,16 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_hang_timeout(parser: argparse.ArgumentParser) -> None:
+    """Add the flag of commands that train."""
+    parser.add_argument(
+        "--hang_timeout_s",
+        type=float,
+        metavar="S",
+        help="workers that take no step for so long are restarted; 0 for no limit (default: 600; never with --local)",
+    )
+
+
 def positive_int(text: str) -> int:
     """Parse a flag's value that must be a whole number above 0."""
     try:

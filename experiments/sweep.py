@@ -14,14 +14,22 @@ from typing import Any
 
 import numpy as np
 from collect import collect_section, record
-from common import EXIT_INTERRUPTED, ROOT, add_common_arguments, connect, load_dataset_config, run_command
+from common import (
+    EXIT_INTERRUPTED,
+    ROOT,
+    add_common_arguments,
+    add_hang_timeout,
+    connect,
+    load_dataset_config,
+    run_command,
+)
 
 from invdyn import storage
 from invdyn.errors import ConfigError, DataError
 from invdyn.evaluation.plots import plot_quality_against_cost
 from invdyn.models.registry import ModelConfig, load_model_config
 from invdyn.progress import Progress
-from invdyn.training.run_config import RunConfig, TrackingConfig
+from invdyn.training.run_config import HANG_TIMEOUT_S, RunConfig, TrackingConfig
 from invdyn.training.sweep_config import (
     STEPS_KEY,
     SWEEP_FILE,
@@ -77,6 +85,7 @@ def main() -> None:
                 local=args.local,
                 max_concurrent=args.num_workers,
                 on_trial=lambda: progress.update(1),
+                on_fault=progress.say,
             )
     except KeyboardInterrupt:
         print(f"interrupted; continue with --resume {folder}", file=sys.stderr)
@@ -95,6 +104,7 @@ def parse_arguments() -> argparse.Namespace:
         "--output", metavar="FOLDER", help="folder or URL of the sweep (default: runs/sweeps/NAME-TIME)"
     )
     parser.add_argument("--resume", metavar="FOLDER", help="continue a sweep that was killed")
+    add_hang_timeout(parser)
     add_common_arguments(parser)
     return parser.parse_args()
 
@@ -189,6 +199,7 @@ def make_trials(
             model=model,
             training=model.training.replace(**({"num_epochs": sweep.num_epochs} if sweep.num_epochs else {})),
             device=model.device or "auto",
+            hang_timeout_s=HANG_TIMEOUT_S if args.hang_timeout_s is None else args.hang_timeout_s,
             cpu_threads=sweep.cpus_per_trial,
             checkpoints=2,
             tracking=TrackingConfig(mode=args.wandb, group=folder.name, name=name),

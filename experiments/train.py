@@ -10,15 +10,23 @@ import argparse
 import sys
 import time
 
-from common import EXIT_INTERRUPTED, add_common_arguments, connect, load_dataset_config, positive_int, run_command
+from common import (
+    EXIT_INTERRUPTED,
+    add_common_arguments,
+    add_hang_timeout,
+    connect,
+    load_dataset_config,
+    positive_int,
+    run_command,
+)
 
 from invdyn import storage
 from invdyn.errors import ConfigError
 from invdyn.models.recipe import TrainingRecipe
 from invdyn.models.registry import load_model_config
 from invdyn.training.checkpoint import CHECKPOINTS
-from invdyn.training.distributed import check_new_folder, check_run, choose_gpu, train
-from invdyn.training.run_config import RunConfig, TrackingConfig
+from invdyn.training.distributed import check_new_folder, check_run, choose_gpu, fewest_workers, train
+from invdyn.training.run_config import HANG_TIMEOUT_S, RunConfig, TrackingConfig
 from invdyn.transitions.store import TransitionStore
 from invdyn.url_path import as_path
 
@@ -50,6 +58,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--cpu_threads", type=positive_int, help="threads of each CPU worker (default: 1)")
     parser.add_argument("--run_dir", help="folder or URL of the run (default: runs/DATASET/MODEL-TIME)")
     parser.add_argument("--resume", metavar="RUN_DIR", help="continue a run from its latest checkpoint")
+    parser.add_argument(
+        "--min_workers",
+        type=positive_int,
+        metavar="N",
+        help="elastic: go on with as few workers when nodes leave, with up to --num_workers when nodes join",
+    )
+    add_hang_timeout(parser)
     add_common_arguments(parser)
     return parser.parse_args()
 
@@ -77,8 +92,10 @@ def plan_workers(config: RunConfig, resources: dict[str, float]) -> str:
     Raises:
         ConfigError: when it asks for GPUs that the cluster has not.
     """
-    device = "GPU" if choose_gpu(config.device, resources, config.num_workers) else "CPU"
-    return f"{config.num_workers} worker(s) with 1 {device} each"
+    fewest = fewest_workers(config)
+    device = "GPU" if choose_gpu(config.device, resources, fewest) else "CPU"
+    workers = config.num_workers if fewest == config.num_workers else f"{fewest} to {config.num_workers}"
+    return f"{workers} worker(s) with 1 {device} each"
 
 
 def new_run(args: argparse.Namespace) -> RunConfig:
@@ -102,6 +119,8 @@ def new_run(args: argparse.Namespace) -> RunConfig:
         training=apply_flags(model.training, args),
         device=args.device or model.device or "auto",
         num_workers=args.num_workers or 1,
+        min_workers=args.min_workers,
+        hang_timeout_s=HANG_TIMEOUT_S if args.hang_timeout_s is None else args.hang_timeout_s,
         compile=COMPILE[args.compile or "auto"],
         precision=args.precision or "float32",
         cpu_threads=args.cpu_threads or 1,
@@ -138,6 +157,8 @@ def resumed_run(args: argparse.Namespace) -> RunConfig:
         run_dir=str(folder),
         device=args.device or config.device,
         num_workers=args.num_workers or config.num_workers,
+        min_workers=args.min_workers or config.min_workers,
+        hang_timeout_s=config.hang_timeout_s if args.hang_timeout_s is None else args.hang_timeout_s,
         cpu_threads=args.cpu_threads or config.cpu_threads,
         tracking=tracking,
     )

@@ -56,11 +56,23 @@ class Share:
     world_size: int = 1
 
     def __post_init__(self) -> None:
-        if self.batch_size % self.world_size:
+        if self.batch_size < self.world_size:
             raise ConfigError(
-                f"batch_size is global and must be divisible by the number of workers: got {self.batch_size} for "
+                f"batch_size is global and must hold a row for each worker: got {self.batch_size} for "
                 f"{self.world_size} workers"
             )
+
+    @property
+    def rows(self) -> slice:
+        """This rank's rows of a global batch: as many as every other's, or one more."""
+        return slice(
+            self.rank * self.batch_size // self.world_size, (self.rank + 1) * self.batch_size // self.world_size
+        )
+
+    @property
+    def loss_weight(self) -> float:
+        """What makes the mean over workers of their mean losses the mean over rows; 1 where all have equally many."""
+        return float(self.rows.stop - self.rows.start) * self.world_size / self.batch_size
 
     @property
     def chunk_rows(self) -> int:
@@ -68,9 +80,8 @@ class Share:
         return self.batch_size * max(1, min(STEPS_PER_CHUNK, CHUNK_ROWS // self.batch_size))
 
     def of(self, rows: Tensor) -> Tensor:
-        """Return this rank's rows of a chunk: (steps * batch_size, ...) to (steps, batch_size / world_size, ...)."""
-        local = self.batch_size // self.world_size
-        return rows.view(-1, self.batch_size, *rows.shape[1:])[:, self.rank * local : (self.rank + 1) * local]
+        """Return this rank's rows of a chunk: (steps * batch_size, ...) to (steps, rows of this rank, ...)."""
+        return rows.view(-1, self.batch_size, *rows.shape[1:])[:, self.rows]
 
 
 class Batches(Protocol):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from invdyn.errors import ConfigError, DataError, InvdynError, StorageError, Tra
 from invdyn.models.registry import build_model
 from invdyn.nodes import SharedFiles, shared_files
 from invdyn.training.batches import Share, count_steps
+from invdyn.training.faults import FaultNotes
 from invdyn.training.followed_log import FollowedLog
 from invdyn.training.loop import open_store, train_loop
 from invdyn.training.run_config import CONFIG_FILE, RunConfig, resolve_device
@@ -31,7 +34,13 @@ from invdyn.training.worker import Metrics, Worker, stopping_together
 from invdyn.transitions.store import MANIFEST
 from invdyn.url_path import AnyPath, as_path, write_whole
 
-MAX_FAILURES = 3
+MAX_RESTARTS = 1000
+"""All together, for workers that are lost before they begin; see `FaultNotes`."""
+START_TIMEOUT_S = 15
+"""How long an elastic run waits for workers on nodes that may be gone before it looks at the nodes again."""
+RESIZE_INTERVAL_S = 30.0
+"""How often an elastic run looks for nodes that have joined: each change costs a restart from the latest checkpoint."""
+PEER_GRACE_S = 2.0
 AUTOSCALER_CONFIG = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` tells the head what it may start."""
 LARGEST_RESOURCES = "INVDYN_LARGEST_RESOURCES"
@@ -54,14 +63,16 @@ def train(config: RunConfig, *, local: bool = False, resume: bool = False) -> Me
             reach the run's files.
         DataError: see `train_loop`.
         TrainingDiverged: see `train_loop`.
+        WorkersLost: when they are lost again and again without a new checkpoint.
     """
     check_run(config, local)
     if not resume:
         check_new_folder(as_path(config.run_dir))
     if local:
         write_config(config)
-        return train_loop(config, Worker(resolve_device(config.device)))
-    use_gpu = choose_gpu(config.device, cluster_resources(), config.num_workers)
+        # Nobody would restart it, and a breakpoint takes as long as it takes.
+        return train_loop(config.replace(hang_timeout_s=0), Worker(resolve_device(config.device)))
+    use_gpu = choose_gpu(config.device, cluster_resources(), fewest_workers(config))
     manifest = storage.join(config.dataset_path, MANIFEST)
     with shared_files(config.run_dir, [manifest], {"GPU" if use_gpu else "CPU": 1}) as files:
         write_config(config)
@@ -75,6 +86,10 @@ def check_run(config: RunConfig, local: bool) -> None:
         ConfigError: for several workers or a missing device with `local`, or a batch that workers cannot share.
         DataError: when the dataset is missing, changed, or too small for one batch.
     """
+    if fewest_workers(config) > config.num_workers:
+        raise ConfigError(
+            f"--min_workers must be at most --num_workers: got {config.min_workers} of {config.num_workers}"
+        )
     if local:
         if config.num_workers > 1:
             raise ConfigError(
@@ -90,6 +105,11 @@ def check_run(config: RunConfig, local: bool) -> None:
     if model.trainable:
         Share(config.training.batch_size, 0, config.num_workers)
         count_steps(store.num_rows("train"), config.training.batch_size)
+
+
+def fewest_workers(config: RunConfig) -> int:
+    """Return with how many workers a run starts, or goes on."""
+    return config.num_workers if config.min_workers is None else config.min_workers
 
 
 def check_new_folder(folder: AnyPath) -> None:
@@ -166,6 +186,7 @@ def _train_on_ray(config: RunConfig, use_gpu: bool, files: SharedFiles) -> Metri
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
+    from ray.train.v2.api.exceptions import ControllerError
 
     values = config.to_values()
     path, filesystem = for_ray(str(as_path(config.run_dir) / "ray"))
@@ -173,19 +194,29 @@ def _train_on_ray(config: RunConfig, use_gpu: bool, files: SharedFiles) -> Metri
     trainer = TorchTrainer(
         # Not as train_loop_config, which the dashboard shows: credentials are among the files.
         lambda: _worker_main(values, files),
-        scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=use_gpu),
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers if config.min_workers is None else (config.min_workers, config.num_workers),
+            use_gpu=use_gpu,
+            elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
+        ),
         # Ray takes NCCL for whatever has GPUs; not every build of torch has it.
         torch_config=TorchConfig(backend="nccl" if use_gpu and torch.distributed.is_nccl_available() else "gloo"),
         run_config=RayRunConfig(
             name=f"ray-{time.time_ns()}",
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            failure_config=FailureConfig(max_failures=MAX_RESTARTS),
+            callbacks=[_fault_callback(config.run_dir, files.environment)],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    with FollowedLog(as_path(config.run_dir) / CONSOLE_LOG), _interruptible():
-        outcome: dict[str, Any] = trainer.fit().return_value
+    with FollowedLog(as_path(config.run_dir) / CONSOLE_LOG), _interruptible(), _patience(config):
+        try:
+            outcome: dict[str, Any] = trainer.fit().return_value
+        except ControllerError as error:
+            if isinstance(error.controller_failure, InvdynError):
+                raise error.controller_failure from None
+            raise
     if "error" in outcome:
         kinds = {kind.__name__: kind for kind in (ConfigError, StorageError, TrainingDiverged)}
         raise kinds.get(outcome["kind"], DataError)(outcome["error"])
@@ -221,6 +252,7 @@ def _worker_main(values: dict[str, Any], files: SharedFiles) -> dict[str, Any]:
         context.get_world_size(),
         context.get_local_world_size(),
     )
+    worker = replace(worker, hosts=_all_hosts(worker.world_size), job=files.token)
     try:
         with stopping_together(worker):
             files.check_here()
@@ -229,6 +261,27 @@ def _worker_main(values: dict[str, Any], files: SharedFiles) -> dict[str, Any]:
         if isinstance(worker.agree, Agreement) and not worker.agree.holds_for(error):
             raise  # met by this worker alone, the others wait for it: Ray must restart all of them
         return {"error": str(error), "kind": type(error).__name__}
+    except RuntimeError:
+        if worker.world_size > 1:
+            time.sleep(PEER_GRACE_S)  # when another worker is gone, Ray is to hear of that one first
+        raise
+
+
+def _all_hosts(world_size: int) -> tuple[str, ...]:
+    """Return the names of the nodes of all workers, by rank; all must call."""
+    hosts = [socket.gethostname()] * world_size
+    if world_size > 1:
+        torch.distributed.all_gather_object(hosts, hosts[0])
+    return tuple(hosts)
+
+
+def _fault_callback(run_dir: str, environment: Mapping[str, str]) -> Any:
+    from ray.train import UserCallback
+
+    class Callback(FaultNotes, UserCallback):  # type: ignore[misc]
+        """Ray's kind of our notes."""
+
+    return Callback(run_dir, environment)
 
 
 def join_group(device: torch.device, rank: int, world_size: int, on_machine: int) -> Worker:
@@ -277,6 +330,23 @@ class Agreement:
         self.error = next((found for found in errors if found is not None), None)
         if self.error is not None:
             raise self.error
+
+
+@contextmanager
+def _patience(config: RunConfig) -> Iterator[None]:
+    """Tell Ray, which reads it from the environment, how long to wait for a worker; what the user set stays."""
+    wanted: dict[str, str] = {}
+    if config.min_workers is not None:
+        wanted["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(START_TIMEOUT_S)
+    if config.hang_timeout_s:
+        wanted["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(config.hang_timeout_s)
+    mine = wanted.keys() - os.environ.keys()
+    os.environ.update({name: wanted[name] for name in mine})
+    try:
+        yield
+    finally:
+        for name in mine:
+            del os.environ[name]
 
 
 @contextmanager

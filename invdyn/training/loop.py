@@ -12,6 +12,7 @@ from invdyn.models.base import InverseDynamics
 from invdyn.models.fitted import FittedModel
 from invdyn.models.flow import FlowInverseDynamics
 from invdyn.models.registry import build_model
+from invdyn.training.attempt import Attempt, attempting
 from invdyn.training.batches import (
     Batches,
     ResidentBatches,
@@ -35,6 +36,7 @@ from invdyn.training.student import train_student
 from invdyn.training.tracking import Tracker
 from invdyn.training.trainer import Trainer
 from invdyn.training.validation import Validation
+from invdyn.training.watchdog import Watchdog
 from invdyn.training.worker import Metrics, Worker, stopping_together
 from invdyn.transitions.store import TransitionStore
 
@@ -71,20 +73,36 @@ def train_loop(config: RunConfig, worker: Worker) -> Metrics:
     total_steps = batches.steps_per_epoch * config.training.num_epochs
     config = config.replace(compile=choose_compiled(config, worker, total_steps))
     trainer = make_trainer(model, config, worker, total_steps)
+    with attempting(config.run_dir, worker) as attempt:
+        return _train(config, worker, store, trainer, batches, validation, attempt)
+
+
+def _train(
+    config: RunConfig,
+    worker: Worker,
+    store: TransitionStore,
+    trainer: Trainer,
+    batches: Batches,
+    validation: Validation | None,
+    attempt: Attempt,
+) -> Metrics:
     with stopping_together(worker):
         epoch = trainer.restore(config)
-        tracker = Tracker(config, trainer.step, worker.echo) if worker.rank == 0 else None
+        tracker = Tracker(config, trainer.step, worker.echo, attempt=attempt) if worker.rank == 0 else None
     failed = True
     try:
         if tracker:
-            tracker.console(describe(config, store, model, batches, worker, trainer.step))
-        clock = Clock(trainer.step, total_steps)
+            tracker.console(describe(config, store, trainer.model, batches, worker, trainer.step))
+        clock = Clock(trainer.step, trainer.total_steps)
         recorder = (
             Recorder(config, worker, trainer, validation, tracker, clock)
             if validation is not None and tracker is not None
             else None
         )
-        metrics = _run_epochs(config, worker, trainer, batches, recorder, epoch)
+        with Watchdog(config.hang_timeout_s, attempt) as watchdog:
+            metrics = _run_epochs(config, worker, trainer, batches, recorder, watchdog, epoch)
+        if tracker:
+            tracker.check()
         if not metrics and epoch == config.training.num_epochs:  # the run had ended already
             metrics = read_metrics(list_checkpoints(config.run_dir)[-1])
         if validation is not None:
@@ -170,12 +188,18 @@ def describe(
 
 
 def _run_epochs(
-    config: RunConfig, worker: Worker, trainer: Trainer, batches: Batches, recorder: Recorder | None, first_epoch: int
+    config: RunConfig,
+    worker: Worker,
+    trainer: Trainer,
+    batches: Batches,
+    recorder: Recorder | None,
+    watchdog: Watchdog,
+    first_epoch: int,
 ) -> Metrics:
     num_epochs = config.training.num_epochs
     metrics: Metrics = {}
     for epoch in range(first_epoch, num_epochs):
-        train_loss = _run_epoch(config, worker, trainer, batches, recorder, epoch)
+        train_loss = _run_epoch(config, worker, trainer, batches, recorder, watchdog, epoch)
         done = epoch + 1
         save = is_due(done, num_epochs, config.checkpoints)
         if not save and not is_due(done, num_epochs, EVALUATIONS):
@@ -187,7 +211,13 @@ def _run_epochs(
 
 
 def _run_epoch(
-    config: RunConfig, worker: Worker, trainer: Trainer, batches: Batches, recorder: Recorder | None, epoch: int
+    config: RunConfig,
+    worker: Worker,
+    trainer: Trainer,
+    batches: Batches,
+    recorder: Recorder | None,
+    watchdog: Watchdog,
+    epoch: int,
 ) -> float:
     """Train one epoch and return its mean loss over steps and workers."""
     share = Share(config.training.batch_size, worker.rank, worker.world_size)
@@ -201,6 +231,7 @@ def _run_epoch(
         if queued is not None:
             losses.append(_finite(float(queued), config, trainer.step, epoch))
         queued = loss
+        watchdog.beat(trainer.step)
         if recorder and losses and recorder.clock.console_is_due():
             recorder.tracker.console(
                 f"  epoch {epoch + 1}/{config.training.num_epochs}  step {trainer.step:,}/{trainer.total_steps:,}  "

@@ -22,6 +22,7 @@ from torch import Tensor
 from invdyn.errors import ConfigError, InvdynError, TrainingDiverged
 from invdyn.models.base import InverseDynamics, Noise
 from invdyn.models.registry import build_model
+from invdyn.training.attempt import attempting
 from invdyn.training.batches import PopulationBatches, Rows, epoch_generator, fits_in_memory, load_rows
 from invdyn.training.checkpoint import list_checkpoints, read_metrics
 from invdyn.training.compiled import CompiledStep, has_compiler
@@ -39,6 +40,7 @@ from invdyn.training.run_config import RunConfig
 from invdyn.training.tracking import Tracker
 from invdyn.training.trainer import Trainer, split_chunk
 from invdyn.training.validation import Validation
+from invdyn.training.watchdog import Watchdog
 from invdyn.training.worker import Metrics, Worker
 from invdyn.transitions.store import TransitionStore
 
@@ -157,11 +159,14 @@ def train_population(
         runs = []
         clock = Clock(trainers[0].step, total_steps)
         for own, worker, trainer in zip(configs, workers, trainers, strict=True):
-            tracker = Tracker(own, trainer.step, worker.echo, one_of_many=True)
+            attempt = trackers.enter_context(attempting(own.run_dir, worker))
+            tracker = Tracker(own, trainer.step, worker.echo, one_of_many=True, attempt=attempt)
             judge = replace(validation, seed=own.training.seed)
             runs.append(_Run(Recorder(own.replace(resident=True), worker, trainer, judge, tracker, clock)))
             trackers.callback(_close, runs[-1])
-        _train(runs, batches, _compiled(config, device, total_steps * len(configs)), first_epoch, on_epoch)
+        with Watchdog(config.hang_timeout_s, attempt) as watchdog:
+            compiled = _compiled(config, device, total_steps * len(configs))
+            _train(runs, batches, compiled, first_epoch, on_epoch, watchdog)
         return [_finish(run, store) for run in runs]
 
 
@@ -221,12 +226,13 @@ def _train(
     compiled: bool,
     first_epoch: int,
     on_epoch: Callable[[Sequence[Metrics]], None],
+    watchdog: Watchdog,
 ) -> None:
     config = runs[0].recorder.config
     num_epochs = config.training.num_epochs
     trainer = PopulationTrainer([run.recorder.trainer for run in runs], compiled)
     for epoch in range(first_epoch, num_epochs):
-        losses = _train_epoch(trainer, runs, batches, epoch)
+        losses = _train_epoch(trainer, runs, batches, epoch, watchdog)
         if all(run.error for run in runs):
             return
         done = epoch + 1
@@ -237,7 +243,7 @@ def _train(
 
 
 def _train_epoch(
-    trainer: PopulationTrainer, runs: Sequence[_Run], batches: PopulationBatches, epoch: int
+    trainer: PopulationTrainer, runs: Sequence[_Run], batches: PopulationBatches, epoch: int, watchdog: Watchdog
 ) -> list[float]:
     """Train one epoch and return each run's mean loss; a run whose loss is not finite gets its error."""
     device = runs[0].recorder.worker.device
@@ -246,6 +252,7 @@ def _train_epoch(
     for rows in batches.epoch(epoch):
         noise = trainer.draw_noise(generators, len(rows[0]), batches.batch_size)
         losses.append(trainer.train_chunk(rows, noise).mean(dim=0))
+        watchdog.beat(runs[0].recorder.trainer.step)
     means: list[float] = torch.stack(losses).mean(dim=0).tolist()
     for run, loss in zip(runs, means, strict=True):
         if run.error is None and not math.isfinite(loss):

@@ -23,6 +23,7 @@ from invdyn.transitions.store import TransitionStore
 from invdyn.url_path import AnyPath, as_path
 
 CONFIG_FILE = "config.yaml"
+HANG_TIMEOUT_S = 600.0
 
 
 def current_versions() -> dict[str, str]:
@@ -67,6 +68,8 @@ class RunConfig(Config):
         run_dir: absolute path or URL of the run's folder.
         device: auto, cpu, cuda or cuda:N.
         num_workers: processes that train together.
+        min_workers: with how many of them the run goes on while nodes are missing; None for all.
+        hang_timeout_s: workers on Ray that take no step for so many seconds are restarted; 0 for no limit.
         compile: take the steps as one compiled graph (needs a C++ compiler on a CPU); None for where a run is long
             enough to pay for the compiling.
         precision: of the products of the forward and backward pass; bfloat16 by autocast.
@@ -91,6 +94,8 @@ class RunConfig(Config):
     run_dir: str
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     num_workers: int = Field(default=1, ge=1)
+    min_workers: int | None = Field(default=None, ge=1)
+    hang_timeout_s: float = Field(default=HANG_TIMEOUT_S, ge=0)
     compile: bool | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     cpu_threads: int = Field(default=1, ge=1)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from urllib.parse import urlparse
 
 from invdyn.errors import DataError
+from invdyn.training.attempt import Attempt
 from invdyn.training.run_config import RunConfig
 from invdyn.url_path import AnyPath, GrowingText, UrlPath, as_path, upload_folder, write_whole
 
@@ -40,17 +41,29 @@ class Tracker:
         resumed_step: step of the checkpoint that the run continues from; 0 for a new run.
         echo: print console lines too; where the trainer is another process, the command shows the log file instead.
         one_of_many: other runs are tracked in this process at the same time.
+        attempt: at the run, which must be allowed to write; None for a run that takes no steps.
     """
 
-    def __init__(self, config: RunConfig, resumed_step: int = 0, echo: bool = True, *, one_of_many: bool = False):
+    def __init__(
+        self,
+        config: RunConfig,
+        resumed_step: int = 0,
+        echo: bool = True,
+        *,
+        one_of_many: bool = False,
+        attempt: Attempt | None = None,
+    ):
         self.folder = as_path(config.run_dir)
-        self.echo, self.one_of_many = echo, one_of_many
+        self.echo, self.one_of_many, self.attempt = echo, one_of_many, attempt
         self.columns: list[str] = []
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
             self.console_file = GrowingText(self.folder / CONSOLE_LOG, _Every(UPLOAD_INTERVAL_S))
-            self._start_csv(_rows_until(self.folder / METRICS_CSV, resumed_step))
+            rows = read_rows(self.folder / METRICS_CSV)
+            self._start_csv([row for row in rows if int(row["step"]) <= resumed_step] if resumed_step else [])
             self.csv_file = GrowingText(self.folder / METRICS_CSV)
+        if attempt and (story := attempt.story(int(rows[-1]["step"]) if rows else 0, resumed_step)):
+            self.console(story)
         # W&B writes files of its own, which go to a storage service when it is done.
         self.scratch = tempfile.TemporaryDirectory(prefix="invdyn-wandb-") if isinstance(self.folder, UrlPath) else None
         self.wandb_run = self._start_wandb(config)
@@ -64,6 +77,15 @@ class Tracker:
             self.csv_file.write(_to_csv(self.columns, [row], header))
         if self.wandb_run is not None:
             self.wandb_run.log(metrics, step=step)
+
+    def check(self) -> None:
+        """Check that the run may still be written.
+
+        Raises:
+            Superseded: when it may not.
+        """
+        if self.attempt is not None:
+            self.attempt.check()
 
     def summarize(self, values: dict[str, float]) -> None:
         """Put values into the W&B run's summary."""
@@ -82,6 +104,8 @@ class Tracker:
         """Finish the W&B run and the files."""
         if self.wandb_run is not None:
             self.wandb_run.finish(exit_code=exit_code)
+        if self.attempt is not None and not self.attempt.holds():
+            return  # nor what is left of its lines
         if self.scratch is not None:
             upload_folder(Path(self.scratch.name), self.folder)
             self.scratch.cleanup()
@@ -92,6 +116,7 @@ class Tracker:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
+            self.check()
             yield
         except OSError as error:
             reason = error.strerror or str(error)
@@ -201,7 +226,3 @@ def read_rows(path: AnyPath) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
     return [row for row in csv.DictReader(lines) if None not in row.values()]
-
-
-def _rows_until(path: AnyPath, step: int) -> list[dict[str, Any]]:
-    return [row for row in read_rows(path) if int(row["step"]) <= step] if step else []

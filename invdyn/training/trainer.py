@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from invdyn.errors import DataError
 from invdyn.models.base import InverseDynamics, Noise
 from invdyn.models.recipe import TrainingRecipe
-from invdyn.training.batches import Rows
+from invdyn.training.batches import Rows, Share
 from invdyn.training.checkpoint import list_checkpoints, load_trainer_state
 from invdyn.training.compiled import CompiledStep, Member, autocast
 from invdyn.training.run_config import RunConfig
@@ -30,11 +30,14 @@ def train_step(
     noise: Noise,
     max_grad_norm: float | None = None,
     precision: torch.dtype = torch.float32,
+    loss_weight: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Take one optimizer step and return its loss, still on the device."""
+    """Take one optimizer step and return its loss, still on the device, by this worker's weight among all."""
     optimizer.zero_grad(set_to_none=True)
     with autocast(context.device, precision):
         loss: Tensor = module(context, target, *noise)
+    if loss_weight != 1.0:
+        loss = loss * loss_weight
     loss.backward()
     if max_grad_norm is not None:
         nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm, foreach=True)
@@ -85,6 +88,7 @@ class Trainer:
         self.average = copy.deepcopy(model).requires_grad_(False) if recipe.ema_decay is not None else model
         self.compiled = compiled
         self.precision = precision
+        self.loss_weight = Share(recipe.batch_size, worker.rank, worker.world_size).loss_weight
         self.step = 0
         first = round(recipe.base_fraction * total_steps)
         # Begin and end of each stage of the model, in steps.
@@ -155,6 +159,7 @@ class Trainer:
                     tuple(batch_noise),
                     self.recipe.max_grad_norm,
                     self.precision,
+                    self.loss_weight,
                 )
             )
             self._update_average()

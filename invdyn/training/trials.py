@@ -11,6 +11,7 @@ from typing import Any
 from invdyn.errors import InvdynError
 from invdyn.evaluation.quality import quality_by_steps
 from invdyn.models.base import InverseDynamics
+from invdyn.training.attempt import Superseded
 from invdyn.training.checkpoint import list_checkpoints
 from invdyn.training.loop import train_loop
 from invdyn.training.population import population_key, train_population
@@ -52,20 +53,31 @@ def group_trials(trials: Sequence[Trial], population: int) -> list[list[Trial]]:
     return [same[i : i + population] for same in alike.values() for i in range(0, len(same), population)]
 
 
-def run_or_note(trials: Sequence[Trial], step_counts: tuple[int, ...] | None, on_metrics: Report) -> None:
-    """Run trials; what the user can mend (a diverged loss, say) ends them, is noted, and costs no retries."""
+def run_or_note(
+    trials: Sequence[Trial], step_counts: tuple[int, ...] | None, on_metrics: Report, job: str = ""
+) -> None:
+    """Run trials; what the user can mend (a diverged loss, say) ends them, is noted, and costs no retries.
+
+    Args:
+        trials: one, or several to train at once.
+        step_counts: at which each is evaluated.
+        on_metrics: called with metrics as they come; may raise to stop the trials.
+        job: names the command that they belong to.
+    """
     try:
         if len(trials) == 1:
-            run_trial(trials[0], step_counts, on_metrics)
+            run_trial(trials[0], step_counts, on_metrics, job)
         else:
-            run_trials_at_once(trials, step_counts, on_metrics)
+            run_trials_at_once(trials, step_counts, on_metrics, job)
+    except Superseded:
+        raise  # the folders are another attempt's
     except InvdynError as error:
         for trial in trials:
             if not has_ended(as_path(trial.run.run_dir)):
                 write_whole(as_path(trial.run.run_dir) / ERROR_FILE, str(error))
 
 
-def run_trial(trial: Trial, step_counts: tuple[int, ...] | None, on_metrics: Callable[[Metrics], None]) -> Metrics:
+def run_trial(trial: Trial, step_counts: tuple[int, ...] | None, on_metrics: Report, job: str = "") -> Metrics:
     """Train one network in this process and evaluate it at every step count.
 
     What an earlier, killed run of the trial reported is reported again first: early stopping then judges a resumed
@@ -90,14 +102,16 @@ def run_trial(trial: Trial, step_counts: tuple[int, ...] | None, on_metrics: Cal
     (folder / ERROR_FILE).unlink(missing_ok=True)
     (folder / CONFIG_FILE).write_text(run.to_yaml(), encoding="utf-8")
     worker = Worker(
-        resolve_device(run.device), on_metrics=pass_on, on_trained=_evaluation(trial, step_counts), echo=False
+        resolve_device(run.device), on_metrics=pass_on, on_trained=_evaluation(trial, step_counts), echo=False, job=job
     )
     metrics = train_loop(run, worker)
     on_metrics(metrics)
     return metrics
 
 
-def run_trials_at_once(trials: Sequence[Trial], step_counts: tuple[int, ...] | None, on_metrics: Report) -> None:
+def run_trials_at_once(
+    trials: Sequence[Trial], step_counts: tuple[int, ...] | None, on_metrics: Report, job: str = ""
+) -> None:
     """Train networks of one shape at once and evaluate each at every step count.
 
     Reported is the best of them after every epoch: early stopping ends all or none. A network that diverges is noted
@@ -118,7 +132,8 @@ def run_trials_at_once(trials: Sequence[Trial], step_counts: tuple[int, ...] | N
         (folder / ERROR_FILE).unlink(missing_ok=True)
         (folder / CONFIG_FILE).write_text(trial.run.to_yaml(), encoding="utf-8")
     device = resolve_device(live[0].run.device)
-    workers = [Worker(device, on_trained=_evaluation(trial, step_counts, len(live)), echo=False) for trial in live]
+    evaluations = [_evaluation(trial, step_counts, len(live)) for trial in live]
+    workers = [Worker(device, on_trained=evaluate, echo=False, job=job) for evaluate in evaluations]
 
     def pass_on(rows: Sequence[Metrics]) -> None:
         if rows[0]["epoch"] < last_epoch:

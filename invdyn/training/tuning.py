@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from invdyn.arrow_storage import for_ray
 from invdyn.errors import ConfigError, DataError
 from invdyn.evaluation.quality import StepQuality
 from invdyn.models.flow import SamplingSetting
-from invdyn.nodes import SharedFiles, shared_files
+from invdyn.nodes import SharedFiles, shared_files, watching_nodes
 from invdyn.training.checkpoint import WEIGHTS_FILE, choose_sampling, list_checkpoints
 from invdyn.training.distributed import cluster_resources
 from invdyn.training.run_config import CONFIG_FILE, RunConfig, resolve_device
@@ -30,6 +30,7 @@ from invdyn.training.trials import (
     STOPPED_FILE,
     Trial,
     group_trials,
+    has_ended,
     reported_metrics,
     run_or_note,
 )
@@ -83,6 +84,7 @@ def run_sweep(
     local: bool = False,
     max_concurrent: int | None = None,
     on_trial: Callable[[], None] = lambda: None,
+    on_fault: Callable[[str], None] = lambda line: None,
 ) -> list[SweepRow]:
     """Train and evaluate all trials; write `results.csv` and copy the best checkpoint to `best/`.
 
@@ -96,6 +98,7 @@ def run_sweep(
         local: one trial after another in this process, without early stopping.
         max_concurrent: trials at a time, in place of the config's.
         on_trial: called whenever a trial has ended.
+        on_fault: called with a line that says what happened to a trial, a node or an earlier command, and what is done.
 
     Returns:
         The rows of `results.csv`, best first.
@@ -106,14 +109,20 @@ def run_sweep(
     """
     check_devices((trial.run.device for trial in trials), local=local)
     groups = group_trials(trials, sweep.population)
+    folders = [as_path(trial.run.run_dir) for trial in trials]
+    ended = sum(has_ended(folder) for folder in folders)
+    if begun := sum(bool(list_checkpoints(folder)) for folder in folders if not has_ended(folder)):
+        on_fault(f"command was cut off: {ended} trials are kept, {begun} go on from their latest checkpoints")
     if local:
         _run_local(sweep, groups, on_trial)
     else:
         resources = trial_resources(sweep, (trial.run.device for trial in trials))
         manifests = sorted({storage.join(trial.run.dataset_path, MANIFEST) for trial in trials})
         needs = {name.upper(): amount for name, amount in resources.items()}
-        with shared_files(str(folder), manifests, needs) as files:
-            _run_on_ray(sweep, groups, files, resources, max_concurrent or sweep.max_concurrent_trials, on_trial)
+        lost = "its trials go on from their latest checkpoints"
+        with shared_files(str(folder), manifests, needs) as files, watching_nodes(on_fault, lost):
+            callback = _callback(groups, on_trial, on_fault)
+            _run_on_ray(sweep, groups, files, resources, max_concurrent or sweep.max_concurrent_trials, callback)
     rows = collect_rows(trials)
     write_results(folder / RESULTS_CSV, rows)
     finished = [row for row in rows if row.status == FINISHED]
@@ -204,7 +213,9 @@ def save_sweep(folder: AnyPath, sweep: SweepConfig) -> None:
 def _run_local(sweep: SweepConfig, groups: list[list[Trial]], on_trial: Callable[[], None]) -> None:
     for group in groups:
         if not all((as_path(trial.run.run_dir) / QUALITY_FILE).exists() for trial in group):
-            run_or_note(group, sweep.step_counts, lambda metrics: None)
+            # Nobody would restart them.
+            patient = [replace(trial, run=trial.run.replace(hang_timeout_s=0)) for trial in group]
+            run_or_note(patient, sweep.step_counts, lambda metrics: None)
         for _ in group:
             on_trial()
 
@@ -215,7 +226,7 @@ def _run_on_ray(
     files: SharedFiles,
     resources: dict[str, float],
     max_concurrent: int | None,
-    on_trial: Callable[[], None],
+    callback: Any,
 ) -> None:
     from ray import tune
     from ray.tune.schedulers import AsyncHyperBandScheduler
@@ -228,7 +239,7 @@ def _run_on_ray(
         # Indices, not configs, go through Tune: its own files stay readable and free of our classes.
         torch.set_num_threads(sweep.cpus_per_trial)
         files.check_here()
-        run_or_note(groups[chosen["group"]], sweep.step_counts, tune.report)
+        run_or_note(groups[chosen["group"]], sweep.step_counts, tune.report, files.token)
 
     num_epochs = max(trial.run.training.num_epochs for trial in trials)
     scheduler = None
@@ -259,17 +270,21 @@ def _run_on_ray(
             storage_path=path,
             storage_filesystem=filesystem,
             verbose=0,
-            callbacks=[_callback(groups, on_trial)],
+            callbacks=[callback],
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
         ),
     ).fit()
 
 
-def _callback(groups: list[list[Trial]], on_trial: Callable[[], None]) -> Any:
+def _callback(groups: list[list[Trial]], on_trial: Callable[[], None], on_fault: Callable[[str], None]) -> Any:
     from ray import tune
 
     class Report(tune.Callback):  # type: ignore[misc]
-        """Note which trials were stopped early, and tell the command when one has ended."""
+        """Note which trials were stopped early, and tell the command when one has ended or its worker is lost."""
+
+        def on_trial_recover(self, *_: Any, trial: Any, **__: Any) -> None:
+            names = ", ".join(as_path(each.run.run_dir).name for each in groups[trial.config["group"]])
+            on_fault(f"worker lost with trial {names}: it goes on from its latest checkpoint")
 
         def on_trial_complete(self, *_: Any, trial: Any, **__: Any) -> None:
             for each in groups[trial.config["group"]]:

@@ -36,6 +36,8 @@ class Worker:
         on_metrics: called on rank 0 with each row of metrics; may raise to stop the run.
         on_trained: called on rank 0 with the finished model; what it returns goes to the run's W&B summary.
         echo: print console lines.
+        hosts: names of the nodes of all workers, by rank.
+        job: names the command that they belong to.
     """
 
     device: torch.device
@@ -48,6 +50,8 @@ class Worker:
     on_metrics: Callable[[Metrics], None] = lambda metrics: None
     on_trained: Callable[[InverseDynamics], Metrics] = lambda model: {}
     echo: bool = True
+    hosts: tuple[str, ...] = ()
+    job: str = ""
 
 
 @contextmanager

@@ -271,19 +271,26 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("workers", [3, 7])
+@pytest.mark.parametrize(
+    ("workers", "message"),
+    [
+        (["--num_workers", 65], "must hold a row for each worker: got 64 for 65 workers"),
+        (["--num_workers", 2, "--min_workers", 3], "--min_workers must be at most --num_workers: got 3 of 2"),
+    ],
+)
 def test_batch_that_workers_cannot_share_is_found_before_ray_starts(
     main: RunHere,
     recorded: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    workers: int,
+    workers: list[object],
+    message: str,
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     arguments = [flag for flag in flags(recorded, "run") if flag != "--local"]
-    assert main(*arguments, "--num_workers", workers) == 2
-    assert f"divisible by the number of workers: got 64 for {workers} workers" in capsys.readouterr().err
+    assert main(*arguments, *workers) == 2
+    assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -105,13 +105,16 @@ def test_streaming_mixes_rows_of_several_blocks(store: TransitionStore, model: I
 
 
 @pytest.mark.parametrize("kind", ["resident", "streamed"])
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_ranks_split_the_same_global_batches(
     store: TransitionStore, model: InverseDynamics, kind: str, world_size: int
 ) -> None:
     whole = rows_of_epoch(make(kind, store, model, Share(BATCH)), epoch=3)
     ranks = [rows_of_epoch(make(kind, store, model, Share(BATCH, r, world_size)), epoch=3) for r in range(world_size)]
-    assert all(rows.shape[1] == BATCH // world_size for rows in ranks)
+    counts = [rows.shape[1] for rows in ranks]
+    assert max(counts) - min(counts) <= (BATCH % world_size > 0)
+    weights = [Share(BATCH, rank, world_size).loss_weight for rank in range(world_size)]
+    assert weights == [pytest.approx(count * world_size / BATCH) for count in counts]
     assert torch.equal(torch.cat(ranks, dim=1), whole)
     assert sum(len(as_set(rows)) for rows in ranks) == len(as_set(whole))
 
@@ -134,9 +137,9 @@ def test_share_of_noise_is_the_share_of_the_global_draw() -> None:
     assert torch.equal(torch.cat(shares, dim=1).reshape(12, 2), noise)
 
 
-def test_batch_must_be_divisible_by_workers() -> None:
-    with pytest.raises(ConfigError, match=r"divisible by the number of workers: got 64 for 3 workers"):
-        Share(64, 0, 3)
+def test_batch_must_hold_a_row_for_each_worker() -> None:
+    with pytest.raises(ConfigError, match="must hold a row for each worker: got 2 for 3 workers"):
+        Share(2, 0, 3)
 
 
 @pytest.mark.parametrize("kind", ["resident", "streamed"])

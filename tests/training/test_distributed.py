@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -16,10 +17,12 @@ from invdyn.errors import ConfigError, DataError
 from invdyn.training import distributed
 from invdyn.training.checkpoint import list_checkpoints
 from invdyn.training.distributed import check_new_folder, check_run, choose_gpu, train, write_config
+from invdyn.training.faults import WorkersLost
 from invdyn.training.followed_log import INTERVAL_S, FollowedLog
 from invdyn.transitions.store import TransitionStore
 from tests.training.group import train_in_group
 from tests.training.runs import LINEAR, TWO_STAGES, read_metrics_csv, run_config
+from tests.training.waiting import wait_for
 
 ROUNDING = 1e-4
 
@@ -117,32 +120,75 @@ def test_ray_train_equals_a_local_run(
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened(
-    store: TransitionStore, tmp_path: Path, ray_session: None
+@pytest.mark.parametrize(
+    ("stop", "limit_s", "story"),
+    [
+        (signal.SIGKILL, 600.0, r"worker 1 lost on node \S+( after step [\d,]+)?: "),
+        (signal.SIGSTOP, 5.0, r"no step within 5 s after step [\d,]+ on node \S+: "),
+    ],
+    ids=["killed", "hung"],
+)
+def test_a_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened(
+    store: TransitionStore, tmp_path: Path, ray_session: None, stop: signal.Signals, limit_s: float, story: str
 ) -> None:
-    values: dict[str, Any] = {"num_epochs": 30, "checkpoints": 30, "batch_size": 16}
+    values: dict[str, Any] = {"num_epochs": 40, "checkpoints": 20, "batch_size": 16}
     train(run_config(store, tmp_path / "one", **values), local=True)
-    killed: list[int] = []
-    killer = threading.Thread(target=lambda: killed.append(kill_worker_after_a_checkpoint(tmp_path / "two")))
-    killer.start()
-    metrics = train(run_config(store, tmp_path / "two", num_workers=2, **values))
-    killer.join()
-    assert len(killed) == 1
-    assert metrics["epoch"] == 30
-    assert "continuing from step" in (tmp_path / "two/train.log").read_text()
+    fault = WorkerFault(tmp_path / "two", stop)
+    fault.start()
+    metrics = train(run_config(store, tmp_path / "two", num_workers=2, hang_timeout_s=limit_s, **values))
+    fault.join()
+    assert metrics["epoch"] == 40
+    log = (tmp_path / "two/train.log").read_text()
+    (line,) = [line for line in log.splitlines() if "restarted" in line]
+    found = re.fullmatch(story + r"restarted on 2 worker\(s\) from step ([\d,]+)", line)
+    assert found, line
+    print(f"{line}; next step {fault.next_step_s:.1f} s after the fault")
+    assert int(found[found.re.groups].replace(",", "")) >= fault.checkpoint  # what was saved is not done again
     assert_same_to_rounding(tmp_path / "two", tmp_path / "one")
+    assert not list((tmp_path / "two").rglob("*.tmp"))
 
 
-def kill_worker_after_a_checkpoint(run_dir: Path) -> int:
-    """Kill a worker of this session's Ray, found by its name, once a checkpoint is there."""
-    from ray.util.state import list_actors
+@pytest.mark.slow
+def test_a_run_that_gets_no_further_is_given_up(store: TransitionStore, tmp_path: Path, ray_session: None) -> None:
+    config = run_config(store, tmp_path / "run", num_epochs=10_000, hang_timeout_s=1e-6)
+    with pytest.raises(
+        WorkersLost, match=r"given up after 3 restarts without a new checkpoint: no step within 1e-06 s"
+    ):
+        train(config)
+    log = (tmp_path / "run/train.log").read_text()
+    assert log.count("restarted on 1 worker(s) from the start") == 3
 
-    deadline = time.monotonic() + 120
-    while not list_checkpoints(run_dir) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    workers = [actor for actor in list_actors(filters=[("state", "=", "ALIVE")]) if "TrainWorker" in actor.class_name]
-    os.kill(workers[-1].pid, signal.SIGKILL)
-    return int(workers[-1].pid)
+
+class WorkerFault(threading.Thread):
+    """Sends a signal to a worker of this session's Ray, found by its name, once a checkpoint is there.
+
+    Attributes:
+        checkpoint: step of the newest one then.
+        next_step_s: seconds from then to the first step of the next attempt.
+    """
+
+    def __init__(self, run_dir: Path, stop: signal.Signals):
+        super().__init__()
+        self.run_dir, self.stop = run_dir, stop
+        self.checkpoint, self.next_step_s = -1, -1.0
+
+    def run(self) -> None:
+        from ray.util.state import list_actors
+
+        wait_for(lambda: list_checkpoints(self.run_dir))
+        actors = list_actors(filters=[("state", "=", "ALIVE")], detail=True)
+        workers = sorted((actor for actor in actors if "TrainWorker" in actor.class_name), key=lambda actor: actor.pid)
+        self.checkpoint = newest_step(self.run_dir)
+        os.kill(workers[-1].pid, self.stop)
+        started = time.monotonic()
+        log = self.run_dir / "train.log"
+        wait_for(lambda: " restarted on " in log.read_text())
+        wait_for(lambda: "  step " in log.read_text().partition(" restarted on ")[2])
+        self.next_step_s = time.monotonic() - started
+
+
+def newest_step(run_dir: Path) -> int:
+    return int(list_checkpoints(run_dir)[-1].name.removeprefix("step-"))
 
 
 @pytest.mark.parametrize(
@@ -165,10 +211,18 @@ def test_what_cannot_run_is_found_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_workers_must_share_the_batch_evenly(store: TransitionStore, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="divisible by the number of workers: got 64 for 3 workers"):
-        check_run(run_config(store, tmp_path, num_workers=3), local=False)
-    check_run(run_config(store, tmp_path, LINEAR, num_workers=3, batch_size=10**6), local=False)
+def test_every_worker_needs_a_row_of_the_batch(store: TransitionStore, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="must hold a row for each worker: got 2 for 3 workers"):
+        check_run(run_config(store, tmp_path, num_workers=3, batch_size=2), local=False)
+    check_run(run_config(store, tmp_path, LINEAR, num_workers=3, batch_size=2), local=False)
+
+
+def test_three_processes_share_a_batch_that_three_do_not_divide(store: TransitionStore, tmp_path: Path) -> None:
+    config = run_config(store, tmp_path / "three", TWO_STAGES, **TWO_EPOCHS)
+    assert config.training.batch_size % 3
+    train_in_group({"three": config}, tmp_path / "outcomes", 3)
+    train(run_config(store, tmp_path / "one", TWO_STAGES, **TWO_EPOCHS), local=True)
+    assert_same_to_rounding(tmp_path / "three", tmp_path / "one")
 
 
 def test_run_folder_that_exists(store: TransitionStore, tmp_path: Path) -> None:
