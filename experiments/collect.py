@@ -117,7 +117,7 @@ def record_here(config: CollectConfig, folder: str, pending: list[int], progress
 def record_on_ray(
     config: CollectConfig, folder: str, pending: list[int], progress: Progress, num_workers: int | None
 ) -> Iterator[ShardRecord]:
-    """Record shards as Ray tasks, at most `num_workers` at a time (default: one per CPU of the cluster).
+    """Record shards as Ray tasks, at most `num_workers` at a time (default: as many as the cluster has, or gets, CPUs).
 
     Raises:
         ConfigError: when a node does not reach the folder.
@@ -132,7 +132,7 @@ def record_on_ray(
         return collect_shard(config, folder, index)
 
     task = ray.remote(num_cpus=1)(record_shard)
-    limit = num_workers or int(ray.cluster_resources().get("CPU", 1))
+    limit = num_workers or len(pending)  # Ray queues them: an autoscaler sees what they need
     waiting, running, num_steps = list(reversed(pending)), [], 0
     with shared_files(folder, [], {"CPU": 1}) as files:
         try:
