@@ -87,7 +87,11 @@ def load_dataset_config(path: str | Path, given_storage: str | None, overrides: 
 
 
 def connect(
-    args: argparse.Namespace, uses: Callable[[dict[str, float]], str] = lambda _: "", *, uses_data: bool = False
+    args: argparse.Namespace,
+    uses: Callable[[dict[str, float]], str] = lambda _: "",
+    *,
+    uses_data: bool = False,
+    device: str = "1 CPU",
 ) -> None:
     """Start Ray on this machine, or join the cluster at `--address` or `RAY_ADDRESS`; with `--local` start nothing.
 
@@ -99,13 +103,14 @@ def connect(
         uses: from the cluster's resources, those that its autoscaler can add included, to what the command will use of
             them; raises ConfigError where they are not enough.
         uses_data: import Ray Data and make it as quiet as the rest: it sets its log level on import.
+        device: what the command will use with `--local`.
 
     Raises:
         InvdynError: when there is no cluster at the address, or it does not let this machine in.
         ConfigError: see `uses`.
     """
     if args.local:
-        print(f"local: one process on this machine, {os.cpu_count()} CPUs", file=sys.stderr)
+        say_local(device)
         return
     quiet = not os.environ.get("INVDYN_RAY_VERBOSE")
     defaults = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
@@ -122,6 +127,14 @@ def connect(
     description, resources = describe_cluster(address)
     plan = uses(resources)
     print(f"ray: {description}{plan and '; uses '}{plan}", file=sys.stderr)
+
+
+def say_local(device: str) -> None:
+    """Say on stderr that a command runs in this process, what this machine has, and what it will use."""
+    torch = sys.modules.get("torch")  # seconds to import: what can use a GPU has done so
+    gpus = torch.cuda.device_count() if torch else 0
+    has = f"{os.cpu_count()} CPUs" + (f", {gpus} GPUs" if torch else "")
+    print(f"local: one process on this machine, {has}; uses {device}", file=sys.stderr)
 
 
 def start_ray(address: str | None, num_workers: int, quiet: bool) -> None:

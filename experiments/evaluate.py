@@ -9,7 +9,7 @@ import argparse
 import re
 from pathlib import Path
 
-from common import positive_int, run_command
+from common import positive_int, run_command, say_local
 
 from invdyn.config import load_config
 from invdyn.evaluation.evaluate import MAX_ROWS, NUM_SAMPLES, STEP_COUNTS, check_dimensions, evaluate, linear_baseline
@@ -63,6 +63,7 @@ def main() -> None:
     store = TransitionStore(dataset_path(args, checkpoint.config))
     name = checkpoint.config.model.name
     check_dimensions(name, checkpoint.model, store)
+    say_local(str(device))
     models = {name: checkpoint.model}
     models |= {other: model for other, model in baselines(checkpoint, store, args.baselines).items() if other != name}
     evaluation = evaluate(

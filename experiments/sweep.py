@@ -29,7 +29,7 @@ from invdyn.errors import ConfigError, DataError
 from invdyn.evaluation.plots import plot_quality_against_cost
 from invdyn.models.registry import ModelConfig, load_model_config
 from invdyn.progress import Progress
-from invdyn.training.run_config import HANG_TIMEOUT_S, RunConfig, TrackingConfig
+from invdyn.training.run_config import HANG_TIMEOUT_S, RunConfig, TrackingConfig, resolve_device
 from invdyn.training.sweep_config import (
     STEPS_KEY,
     SWEEP_FILE,
@@ -73,7 +73,8 @@ def main() -> None:
     store = open_dataset(dataset, args)
     trials = make_trials(sweep, networks, store, folder, args)
     if args.local:
-        connect(args)  # nothing is started: it is said when all that can be checked is
+        # Nothing is started: it is said when all that can be checked is.
+        connect(args, device=" and ".join(sorted({str(resolve_device(device)) for device in devices})))
     save_sweep(folder, sweep)
     print(f"{len(trials)} networks x {len(sweep.step_counts or (1,))} step counts on {store}", flush=True)
     try:

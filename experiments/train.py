@@ -26,7 +26,7 @@ from invdyn.models.recipe import TrainingRecipe
 from invdyn.models.registry import load_model_config
 from invdyn.training.checkpoint import CHECKPOINTS
 from invdyn.training.distributed import check_new_folder, check_run, choose_gpu, fewest_workers, train
-from invdyn.training.run_config import HANG_TIMEOUT_S, RunConfig, TrackingConfig
+from invdyn.training.run_config import HANG_TIMEOUT_S, RunConfig, TrackingConfig, resolve_device
 from invdyn.transitions.store import TransitionStore
 from invdyn.url_path import as_path
 
@@ -76,7 +76,8 @@ def main() -> None:
     check_run(config, args.local)  # before Ray takes seconds to start
     if not args.resume:
         check_new_folder(as_path(config.run_dir))
-    connect(args, lambda resources: plan_workers(config, resources))
+    device = str(resolve_device(config.device)) if args.local else ""
+    connect(args, lambda resources: plan_workers(config, resources), device=device)
     try:
         metrics = train(config, local=args.local, resume=bool(args.resume))
     except KeyboardInterrupt:

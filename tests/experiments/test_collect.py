@@ -59,7 +59,11 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def test_same_bytes_whatever_the_number_of_workers(
-    tmp_path: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch, ray_session: None
+    tmp_path: Path,
+    script: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    ray_session: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run_here(script, monkeypatch, "--config", write_config(tmp_path, "sequence/local"), "--local")
     expected = contents(tmp_path / "sequence/local")
@@ -68,6 +72,8 @@ def test_same_bytes_whatever_the_number_of_workers(
         config = write_config(tmp_path, f"sequence/workers{workers}")
         run_here(script, monkeypatch, "--config", config, "--num_workers", workers)
         assert contents(tmp_path / f"sequence/workers{workers}") == expected
+        place = "ray: this machine, 1 node(s), 8 CPUs, 0 GPUs; uses "
+        assert f"{place}at most {workers} tasks at a time, 1 CPU each\n" in capsys.readouterr().err
 
 
 def test_errors_of_a_ray_task_are_one_line(

@@ -8,6 +8,7 @@ import os
 from types import ModuleType
 
 import pytest
+import torch
 
 from invdyn.errors import ConfigError, InvdynError
 
@@ -24,7 +25,10 @@ def arguments(**given: object) -> argparse.Namespace:
 
 def test_local_says_so_and_starts_no_ray(common, capsys):
     common.connect(arguments(local=True), pytest.fail)
-    assert capsys.readouterr().err == f"local: one process on this machine, {os.cpu_count()} CPUs\n"
+    has = f"{os.cpu_count()} CPUs, {torch.cuda.device_count()} GPUs"
+    assert capsys.readouterr().err == f"local: one process on this machine, {has}; uses 1 CPU\n"
+    common.connect(arguments(local=True), pytest.fail, device="cuda:0")
+    assert capsys.readouterr().err.endswith("; uses cuda:0\n")
 
 
 def test_cluster_and_use_are_said(common, capsys, ray_session):

@@ -117,7 +117,9 @@ def test_smoke_limits_the_rows_unless_told(tmp_path: Path, run: Run) -> None:
 def test_on_ray(tmp_path: Path, run: Run, ray_session: None) -> None:
     write_recording(tmp_path / "sequence/r", make_episodes(LENGTHS))
     config = write_config(tmp_path, part_size_mb=0.001)
-    assert run("--config", config, "--num_workers", 2)[0] == 0
+    code, _, errors = run("--config", config, "--num_workers", 2)
+    assert code == 0
+    assert "8 CPUs, 0 GPUs; uses at most 2 tasks at a time, 1 CPU each\n" in errors
     assert run("--config", config, "--local", "--set", f"output_path={tmp_path}/local")[0] == 0
     assert contents(tmp_path / "inverse_dynamics/r") == contents(tmp_path / "local")
 

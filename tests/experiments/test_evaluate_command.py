@@ -123,8 +123,10 @@ def test_a_baseline_that_cannot_be_trained(main: RunHere, run_dir: Path, capsys:
     (run_dir / "baselines").write_text("a file where the folder should be")
     assert main("--checkpoint", run_dir, "--baselines", "mlp") == 2
     errors = capsys.readouterr().err
-    assert errors.startswith("error: run folder cannot be written: ")
-    assert errors.count("\n") == 1
+    place, error = errors.splitlines()
+    assert place.startswith("local: one process on this machine, ")
+    assert place.endswith(" GPUs; uses cpu")
+    assert error.startswith("error: run folder cannot be written: ")
     assert not (run_dir / "evaluation").exists()
 
 

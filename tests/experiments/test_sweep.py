@@ -97,7 +97,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_a_sweep(main: RunHere, recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main("--config", recorded / "sweep.yaml", "--local", "--output", "out", "--device", "cpu") == 0
-    lines = capsys.readouterr().out.splitlines()
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[0].startswith(f"local: one process on this machine, {os.cpu_count()} CPUs, ")
+    assert captured.err.splitlines()[0].endswith(" GPUs; uses cpu")
+    lines = captured.out.splitlines()
     assert lines[0].startswith("3 networks x 2 step counts on TransitionStore(")
     assert lines[-3:] == [
         f"results: {tmp_path / 'out/results.csv'}",

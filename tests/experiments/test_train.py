@@ -77,7 +77,8 @@ def test_a_run(main: RunHere, recorded: Path, tmp_path: Path, capsys: pytest.Cap
     captured = capsys.readouterr()
     assert "epoch 2/2" in captured.out
     assert captured.out.endswith(f"run: {tmp_path / 'run'}\n")
-    assert captured.err == f"local: one process on this machine, {os.cpu_count()} CPUs\n"
+    assert captured.err.startswith(f"local: one process on this machine, {os.cpu_count()} CPUs, ")
+    assert captured.err.endswith(" GPUs; uses cpu\n")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "checkpoints",
         "config.yaml",
