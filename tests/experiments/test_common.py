@@ -49,11 +49,14 @@ def test_what_the_autoscaler_may_add_counts(common, capsys, ray_session, monkeyp
 
 def test_a_plan_that_cannot_be_met_ends_the_command(common, ray_session, repository):
     train = importlib.import_module("train")
-    config = argparse.Namespace(device="cuda", num_workers=2)
+    config = argparse.Namespace(device="cuda", num_workers=2, min_workers=None)
     with pytest.raises(ConfigError, match="needs a GPU for each worker: 2 worker"):
         common.connect(arguments(), lambda resources: train.plan_workers(config, resources))
     assert train.plan_workers(config, {"GPU": 2.0}) == "2 worker(s) with 1 GPU each"
-    assert train.plan_workers(argparse.Namespace(device="auto", num_workers=2), {}) == "2 worker(s) with 1 CPU each"
+    config.device = "auto"
+    assert train.plan_workers(config, {}) == "2 worker(s) with 1 CPU each"
+    config.min_workers = 1
+    assert train.plan_workers(config, {}) == "1 to 2 worker(s) with 1 CPU each"
 
 
 def test_no_cluster_at_the_address(common, monkeypatch):
