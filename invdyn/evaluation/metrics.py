@@ -100,17 +100,35 @@ def energy_scores(samples: Samples, truth: Rows, std: PerDim) -> PerRow:
         truth: (rows, dims).
         std: (dims,), from `varying_std`; constant dimensions are left out.
     """
-    varies = std > 0
-    scaled = samples[..., varies] / std[varies]
-    target = truth[:, varies] / std[varies]
-    to_truth = np.mean([np.linalg.norm(sample - target, axis=1) for sample in scaled], axis=0)
-    between = np.zeros(len(target))
+    scaled = _in_units(samples, std)
+    between = np.zeros(len(truth))
     for index, sample in enumerate(scaled):
         for other in scaled[:index]:
             between += np.linalg.norm(sample - other, axis=1)
     pairs = len(scaled) * (len(scaled) - 1) / 2
-    scores: PerRow = to_truth - between / pairs / 2
+    scores: PerRow = mean_distances(samples, truth[None], std) - between / pairs / 2
     return scores
+
+
+def mean_distances(samples: Samples, others: Samples, std: PerDim) -> PerRow:
+    """Return E|X - Y| of each row, (rows,), over all pairs of a sample and another, in units of `std`.
+
+    Args:
+        samples: (samples, rows, dims).
+        others: (others, rows, dims).
+        std: (dims,), from `varying_std`; constant dimensions are left out.
+    """
+    scaled, targets = _in_units(samples, std), _in_units(others, std)
+    distances: PerRow = np.mean(
+        [np.linalg.norm(sample - target, axis=1) for target in targets for sample in scaled], axis=0
+    )
+    return distances
+
+
+def _in_units(values: Samples, std: PerDim) -> Samples:
+    varies = std > 0
+    scaled: Samples = values[..., varies] / std[varies]
+    return scaled
 
 
 def crps(samples: Samples, truth: Rows) -> Float[np.ndarray, "rows dims"]:
