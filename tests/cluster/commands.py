@@ -14,17 +14,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import common  # of the project's experiments/, which is on the path
-
-EXPERIMENTS = Path(common.__file__).parent
-
 
 def main() -> None:
     """Run them; the first that fails ends with its exit code."""
+    import common  # of the project's experiments/, which is on the path
+
     for command in sys.argv[1:]:
         print(f"$ {command}", flush=True)
         sys.argv = shlex.split(command)
-        runpy.run_path(str(EXPERIMENTS / sys.argv[0]), run_name="__main__")
+        runpy.run_path(str(Path(common.__file__).parent / sys.argv[0]), run_name="__main__")
     if "ray" in sys.modules:
         print(json.dumps(nodes_at_work()))
 
