@@ -169,7 +169,7 @@ def test_a_file_that_cannot_grow_is_an_error_that_names_the_part(tmp_path: Path)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
         with pytest.raises(DataError, match=r"^cannot write .*part\.h5: .*[Ff]ile too large.*; free some space"):
-            PartFile(tmp_path / "temporary", 10_000, columns, tmp_path / "part.h5")
+            PartFile(tmp_path / "temporary", 10_000, columns, str(tmp_path / "part.h5"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
