@@ -49,17 +49,23 @@ def on_head(lab: Lab, command: str, otherwise: str = "exit 1") -> str:
     return said
 
 
-def test_everything_on_s3(lab):
+@pytest.fixture(scope="module")
+def dataset(lab) -> str:
+    """Record and extract on the server; return the flag that says where."""
     where = "--storage s3://bucket"
     said = on_head(lab, f"collect.py --config {DATASET} --smoke {where}")
     assert "3 node(s), 3 CPUs" in said
     assert "2 shards in s3://bucket/data/sequence/pendulum_integrable" in said
     said = on_head(lab, f"create_dataset.py --config {DATASET} --smoke {where}")
     assert "1,000 transitions" in said
+    return where
+
+
+def test_everything_on_s3(lab, dataset):
     flags = f"--dataset_config {DATASET} --model_config {MODEL} --num_epochs 2 --num_workers 2"
-    said = on_head(lab, f"train.py {flags} --run_dir s3://bucket/runs/two {where}")
+    said = on_head(lab, f"train.py {flags} --run_dir s3://bucket/runs/two {dataset}")
     assert "epoch 2/2" in said
-    said = on_head(lab, f"sweep.py --smoke --output s3://bucket/runs/sweep {where}")
+    said = on_head(lab, f"sweep.py --smoke --output s3://bucket/runs/sweep {dataset}")
     assert "best model: s3://bucket/runs/sweep/best" in said
     listing = lab.run("head", f"curl -s {SERVER}/bucket?prefix=runs")
     for name in ("two/checkpoints", "two/metrics.csv", "sweep/best", "sweep/results.csv"):
@@ -75,7 +81,7 @@ def test_everything_on_s3(lab):
         f"train.py --dataset_config {DATASET} --model_config {MODEL} --storage s3://bucket --run_dir ~/mine/run",
     ],
 )
-def test_what_is_not_shared_is_refused(lab, command):
+def test_what_is_not_shared_is_refused(lab, dataset, command):
     said = on_head(lab, command, otherwise="echo exit code $?")
     error = next(line for line in said.splitlines() if line.startswith("error: "))
     for name in ("w1", "w2"):
