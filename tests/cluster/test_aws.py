@@ -6,6 +6,7 @@ mounted /mnt/shared, and the variable that says where AWS is. Their GPUs are onl
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,8 +76,9 @@ def test_from_ray_up_to_ray_down(lab, repository):
     wait_for("the lost worker to be noticed", lambda: lost not in ec2.running(), within_s=60)
     wait_for("another worker", lambda: ec2.running("gpu_worker"), within_s=300, job=job)
     log = "cat /mnt/shared/runs/spot/train.log"
-    wait_for("the run to go on", lambda: "continuing from step" in lab.run(ec2.host(head), log), within_s=300, job=job)
+    wait_for("the run to go on", lambda: "continuing from" in lab.run(ec2.host(head), log), within_s=300, job=job)
     said = job.result()
+    assert re.search(rf"lost on node {ec2.host(lost)}.*: restarted on 2 worker\(s\) from step", said), said
     assert f"epoch {NUM_EPOCHS}/{NUM_EPOCHS}" in said
 
     wait_for("the idle worker to go", lambda: ec2.running() == [head], within_s=300)
