@@ -114,6 +114,9 @@ def connect(
         return
     quiet = not os.environ.get("INVDYN_RAY_VERBOSE")
     defaults = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+    # Of a node that was cut off: else Ray (2.60) waits minutes for a task that it sent there. Not the time between two
+    # pings: servers take more of them than one in five minutes for an attack, and end the connection.
+    defaults["RAY_grpc_client_keepalive_timeout_ms"] = "20000"
     if quiet:
         defaults |= {"RAY_AIR_NEW_OUTPUT": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_DEDUP_LOGS": "1"}
     for name, value in defaults.items():
