@@ -139,7 +139,7 @@ def test_smoke_from_an_empty_folder(
 
 
 def test_killed_then_resumed_equals_an_uninterrupted_sweep(
-    main: RunHere, repository: Path, recorded: Path, tmp_path: Path
+    main: RunHere, repository: Path, recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--config", recorded / "sweep.yaml", "--local", "--set", "num_epochs=40"]
     process = start(repository, tmp_path, *flags, "--output", "killed")
@@ -152,6 +152,8 @@ def test_killed_then_resumed_equals_an_uninterrupted_sweep(
     assert not (tmp_path / "killed/best").exists()
     before = contents(tmp_path / "killed/trials" / done[0])
     assert main("--resume", "killed", "--local") == 0
+    line = "command was cut off: 1 trials are kept, 1 go on from their latest checkpoints"
+    assert line in capsys.readouterr().err
     assert contents(tmp_path / "killed/trials" / done[0]) == before
     assert main(*flags, "--output", "whole") == 0
     assert results(tmp_path / "killed") == results(tmp_path / "whole")

@@ -88,8 +88,11 @@ def test_killed_driver(config: DatasetConfig, whole: dict[str, bytes], repositor
     assert driver.wait() == -signal.SIGKILL, driver.stderr and driver.stderr.read().decode()
     assert not (output / "manifest.json").exists()
     done: list[int] = []
-    create_dataset(config, num_workers=3, listener=Listener(on_rows=done.append))
+    said: list[str] = []
+    create_dataset(config, num_workers=3, listener=Listener(on_rows=done.append, on_fault=said.append))
     assert done[0] > 0
+    (line,) = said
+    assert re.fullmatch(rf"an earlier run was cut off: [1-9]\d* of {NUM_PARTS} parts are kept", line)
     assert contents(output) == whole
 
 
