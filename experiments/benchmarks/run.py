@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("training", "sampling", "accuracy", "extraction", "loaders", "sweep_overhead")
+NAMES = ("training", "sampling", "accuracy", "extraction", "loaders", "sweep_overhead", "startup", "scaling")
 
 
 def import_seconds() -> float:

@@ -128,13 +128,39 @@ def test_loaders(run: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_sweep_overhead(repository: Path, tmp_path: Path) -> None:
     """In a process of its own: it starts Ray itself."""
-    flags = ["--epochs", "1", "--trials", "2", "--episodes", "100", "--wandb", "disabled", "--output", str(tmp_path)]
-    command = [sys.executable, "experiments/benchmarks/sweep_overhead.py", *flags]
-    environment = {**os.environ, "PYTHONPATH": str(repository)}
-    subprocess.run(command, cwd=repository, env=environment, check=True, timeout=200)
+    flags = ["--epochs", "1", "--trials", "2", "--episodes", "100", "--wandb", "disabled"]
+    run_alone(repository, "sweep_overhead.py", *flags, "--output", str(tmp_path))
     rows = read_rows(tmp_path / "sweep_overhead.json")
     assert list(rows) == ["training steps", "everything else", "Ray's start, shared by all"]
     assert all(row["s per trial"] > 0 for row in rows.values())
+
+
+@pytest.mark.slow
+def test_scaling(repository: Path, tmp_path: Path) -> None:
+    run_alone(repository, "scaling.py", "--smoke", "--nodes", "1", "--output", str(tmp_path))
+    rows = read_rows(tmp_path / "scaling.json")
+    jobs = ("sweep, sleep", "sweep, CPU", "extraction, sleep", "extraction, CPU")
+    assert list(rows) == [f"{job}, 1 node(s)" for job in jobs]
+    assert all(0 < row["s until all work"] < row["s"] and row["s between tasks"] >= 0 for row in rows.values())
+    assert list(read_rows(tmp_path / "driver_cost.json")) == ["trial of one epoch", "epoch of a trial", "shard"]
+
+
+@pytest.mark.slow
+def test_startup(repository: Path, tmp_path: Path) -> None:
+    flags = ["--rounds", "1", "--episodes", "100", "--no_compile"]
+    run_alone(repository, "startup.py", *flags, "--output", str(tmp_path))
+    rows = read_rows(tmp_path / "startup.json")
+    total = rows.pop("all")
+    for place in ("--local", "Ray, 1 worker", "Ray, 2 workers"):
+        assert sum(row[place] for row in rows.values()) == pytest.approx(total[place])
+    assert rows["workers started, group joined"]["--local"] == 0
+    assert rows["ray.init"]["--local"] < rows["ray.init"]["Ray, 1 worker"]
+
+
+def run_alone(repository: Path, script: str, *arguments: str) -> None:
+    command = [sys.executable, f"experiments/benchmarks/{script}", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    subprocess.run(command, cwd=repository, env=environment, check=True, timeout=200)
 
 
 def test_make_bench_runs_all_of_them(repository: Path) -> None:
@@ -164,10 +190,8 @@ def test_run_starts_each_once_and_ends_with_the_first_that_fails(
     assert started == ["sweep_overhead", "training"]
     assert "import invdyn: 0.123 s" in capsys.readouterr().out
     assert exit_code(script, monkeypatch, "trainer") == 2
-    assert (
-        "NAME must be of training, sampling, accuracy, extraction, loaders, sweep_overhead, got trainer"
-        in capsys.readouterr().err
-    )
+    names = "training, sampling, accuracy, extraction, loaders, sweep_overhead, startup, scaling"
+    assert f"NAME must be of {names}, got trainer" in capsys.readouterr().err
     assert started == ["sweep_overhead", "training"]
 
 
