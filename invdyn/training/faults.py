@@ -7,7 +7,7 @@ from typing import Any
 
 from invdyn import storage
 from invdyn.errors import InvdynError
-from invdyn.training.attempt import note_fault, read_mark
+from invdyn.training.attempt import Mark, note_fault, read_mark
 from invdyn.training.checkpoint import list_checkpoints
 from invdyn.url_path import as_path
 
@@ -42,8 +42,8 @@ class FaultNotes:
         """
         storage.set_environment(self.environment)
         folder = as_path(self.run_dir)
-        mark = read_mark(folder)
-        if mark is None or mark.token == self.token:
+        mark = read_mark(folder) or Mark()  # lost before it began, or behind a cut where it came to the end
+        if mark.fault is not None and mark.token == self.token:
             return
         self.token = mark.token
         note_fault(folder, describe_failures(worker_exceptions, mark.hosts))
@@ -52,10 +52,10 @@ class FaultNotes:
         self.failures = self.failures + 1 if newest == self.newest else 1
         self.newest = newest
         if self.failures > MAX_FAILURES:
-            mark = read_mark(folder)
+            fault = (read_mark(folder) or mark).fault
             raise WorkersLost(
-                f"given up after {MAX_FAILURES} restarts without a new checkpoint: {mark and mark.fault}; its log says "
-                f"why (docs/cluster.md), then continue with --resume {self.run_dir}"
+                f"given up after {MAX_FAILURES} restarts without a new checkpoint: {fault}; its log says why "
+                f"(docs/cluster.md), then continue with --resume {self.run_dir}"
             )
 
 
@@ -64,14 +64,18 @@ def describe_failures(failures: Mapping[int, Exception], hosts: Sequence[str]) -
 
     Args:
         failures: rank to what Ray says of it.
-        hosts: nodes by rank.
+        hosts: nodes by rank; empty when they are not known.
     """
     # Of workers that are gone Ray tells by an error of its own; what the others raise then only follows from it.
     if lost := [rank for rank, error in sorted(failures.items()) if hasattr(error, "health_check_failure")]:
-        return f"worker {_join(lost)} lost on node {_join(hosts[rank] for rank in lost)}"
+        return f"worker {_join(lost)} lost{_where(lost, hosts)}"
     rank, error = min(failures.items())
     what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return f"worker {rank} failed on node {hosts[rank]}: {what}"
+    return f"worker {rank} failed{_where([rank], hosts)}: {what}"
+
+
+def _where(ranks: Sequence[int], hosts: Sequence[str]) -> str:
+    return f" on node {_join(hosts[rank] for rank in ranks)}" if hosts else ""
 
 
 def _join(words: Iterable[object]) -> str:

@@ -98,8 +98,11 @@ def test_failures_in_words() -> None:
 
 def test_a_run_is_given_up_when_it_gets_no_further(store: TransitionStore, tmp_path: Path) -> None:
     notes = FaultNotes(str(tmp_path), {})
-    notes.after_exception(None, {0: Lost()})  # before there was an attempt
-    for _ in range(3):
+    notes.after_exception(None, {0: Lost()})  # before it has begun
+    mark = read_mark(tmp_path)
+    assert mark is not None
+    assert mark.fault == "worker 0 lost"
+    for _ in range(2):
         Attempt.claim(tmp_path, TWO)
         notes.after_exception(None, {0: Lost()})
         notes.after_exception(None, {0: Lost()})  # Ray may say it again
