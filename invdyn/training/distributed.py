@@ -41,6 +41,8 @@ START_TIMEOUT_S = 15
 RESIZE_INTERVAL_S = 30.0
 """How often an elastic run looks for nodes that have joined: each change costs a restart from the latest checkpoint."""
 PEER_GRACE_S = 2.0
+WATCHDOG_FIRST_S = 10.0
+"""How much later than the others' watchdogs, which know the step, Ray may end a worker that gives no answer."""
 AUTOSCALER_CONFIG = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` tells the head what it may start."""
 LARGEST_RESOURCES = "INVDYN_LARGEST_RESOURCES"
@@ -339,7 +341,7 @@ def _patience(config: RunConfig) -> Iterator[None]:
     if config.min_workers is not None:
         wanted["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(START_TIMEOUT_S)
     if config.hang_timeout_s:
-        wanted["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(config.hang_timeout_s)
+        wanted["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(config.hang_timeout_s + WATCHDOG_FIRST_S)
     mine = wanted.keys() - os.environ.keys()
     os.environ.update({name: wanted[name] for name in mine})
     try:

@@ -11,6 +11,8 @@ from invdyn.training.attempt import Mark, note_fault, read_mark
 from invdyn.training.checkpoint import list_checkpoints
 from invdyn.url_path import as_path
 
+SILENT = "WorkerHealthCheckTimeoutError"
+"""Ray's own error of a worker that does not answer; it is not among those that Ray offers to others."""
 MAX_FAILURES = 3
 """Attempts that may be lost one after another without a new checkpoint."""
 
@@ -69,6 +71,8 @@ def describe_failures(failures: Mapping[int, Exception], hosts: Sequence[str]) -
     # Of workers that are gone Ray tells by an error of its own; what the others raise then only follows from it.
     if lost := [rank for rank, error in sorted(failures.items()) if hasattr(error, "health_check_failure")]:
         return f"worker {_join(lost)} lost{_where(lost, hosts)}"
+    if silent := [rank for rank, error in sorted(failures.items()) if type(error).__name__ == SILENT]:
+        return f"worker {_join(silent)} gave no answer any more{_where(silent, hosts)}"
     rank, error = min(failures.items())
     what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return f"worker {rank} failed{_where([rank], hosts)}: {what}"

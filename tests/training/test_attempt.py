@@ -93,6 +93,8 @@ def test_failures_in_words() -> None:
     hosts = ("a", "b", "b")
     closed = RuntimeError("Connection closed\nby peer")
     assert describe_failures({0: closed, 1: Lost(), 2: Lost()}, hosts) == "worker 1, 2 lost on node b"
+    silent = type("WorkerHealthCheckTimeoutError", (Exception,), {})()
+    assert describe_failures({0: closed, 2: silent}, hosts) == "worker 2 gave no answer any more on node b"
     assert describe_failures({1: closed}, hosts) == "worker 1 failed on node b: RuntimeError: Connection closed by peer"
 
 
