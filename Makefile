@@ -38,8 +38,9 @@ setup: .venv/.installed
 demo: setup
 	$(BIN)/python experiments/demo.py
 
+# Two processes, each with a Ray of its own: most tests leave a core idle. All tests of a file run in one of them.
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-n 2 --dist loadfile)
 	$(if $(ARGS),,$(BIN)/python -m pytest tests --ignore tests/cluster -m cluster)
 
 # Three hosts on this machine, over SSH. Without root it skips and says so.
