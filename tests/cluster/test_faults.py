@@ -1,7 +1,7 @@
 """What clusters do to long jobs, on four hosts: each job ends as if nothing had happened, and its log says what did.
 
-The driver runs on the head, which offers no CPU; work is done on three hosts of one CPU each, of which jobs use at most
-two. Ray is told to miss a host after seconds in place of a minute.
+The driver runs on the head, which offers no CPU; work is done on three hosts of one CPU each, so that
+training can lose one. Ray is told to miss a host after seconds in place of a minute.
 """
 
 from __future__ import annotations
