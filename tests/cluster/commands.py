@@ -28,14 +28,13 @@ def main() -> None:
 
 
 def nodes_at_work() -> dict[str, Any]:
-    """Return the nodes of all actors that reserved a CPU (training workers and trials), and of all tasks by name."""
+    """Return the nodes of all actors that reserved a CPU, by class (training workers, trials), and of tasks by name."""
     from ray.util.state import list_actors, list_tasks
 
-    actors = [
-        actor.node_id
-        for actor in list_actors(detail=True, limit=1000)
-        if any(name.startswith("CPU") and amount for name, amount in (actor.required_resources or {}).items())
-    ]
+    actors: dict[str, list[str]] = {}
+    for actor in list_actors(detail=True, limit=1000):
+        if any(name.startswith("CPU") and amount for name, amount in (actor.required_resources or {}).items()):
+            actors.setdefault(actor.class_name, []).append(actor.node_id)
     tasks: dict[str, list[str]] = {}
     for task in list_tasks(detail=True, limit=10_000, filters=[("type", "=", "NORMAL_TASK")]):
         if task.state == "FINISHED":
