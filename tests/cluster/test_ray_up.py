@@ -68,7 +68,8 @@ def test_from_ray_up_to_ray_down(lab, repository):
         assert "/home/root/invdyn/invdyn" in lab.run(
             host, "cd / && ~/invdyn-venv/bin/python -c 'import invdyn; print(invdyn)'"
         )
-    assert re.search(r"0\.0/3\.0 CPU", laptop.on_head("ray status"))
+    # What it says is some seconds old.
+    wait_for("ray status", lambda: re.search(r"0\.0/3\.0 CPU", laptop.on_head("ray status")), within_s=120)
 
     laptop(f"mkdir /tmp/up && echo from the laptop > /tmp/up/note && ray rsync-up {YAML} /tmp/up/ /mnt/shared/data/up/")
     assert lab.run("w2", "cat /mnt/shared/data/up/note") == "from the laptop\n"
