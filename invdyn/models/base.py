@@ -45,6 +45,7 @@ class InverseDynamics(nn.Module, ABC):
     weight: Tensor
     target_scale: Tensor
     target_inverse: Tensor
+    error_weight: Tensor
 
     def __init__(
         self,
@@ -69,6 +70,7 @@ class InverseDynamics(nn.Module, ABC):
         self.register_buffer("weight", torch.zeros(self.context_dim, self.target_dim))
         self.register_buffer("target_scale", torch.eye(self.target_dim))
         self.register_buffer("target_inverse", torch.eye(self.target_dim))
+        self.register_buffer("error_weight", torch.eye(self.target_dim))
 
     @abstractmethod
     def encoded_loss(
@@ -157,6 +159,13 @@ class InverseDynamics(nn.Module, ABC):
         )
         for name, values in vars(fitted).items():
             getattr(self, name).copy_(torch.from_numpy(values))
+
+    def squared_error(
+        self, prediction: Float[Tensor, "batch target"], target: Float[Tensor, "batch target"]
+    ) -> Float[Tensor, ""]:
+        """Return the mean squared error of a regression, its directions weighed: see `Normalization.error_weight`."""
+        error = prediction - target
+        return (error if self.target_dim == 1 else error @ self.error_weight).square().mean()
 
     def encode(
         self,

@@ -147,7 +147,7 @@ class FlowInverseDynamics(InverseDynamics):
     ) -> Float[Tensor, ""]:
         if self.conditional is None or self.stage == 1:
             return self.encoded_loss(context, target, noise)
-        return functional.mse_loss(self.conditional.mean_of(context), target)
+        return self.squared_error(self.conditional.mean_of(context), target)
 
     @override
     def encoded_loss(

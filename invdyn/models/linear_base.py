@@ -38,6 +38,9 @@ class Normalization:
         weight: (features, actions) float64.
         target_scale: (actions, actions) float64.
         target_inverse: (actions, actions) float64.
+        error_weight: (actions, actions) float64, what a regression multiplies its error in targets by, symmetric: half
+            way from whitened units, in which the direction that the linear base explains best counts as much as the one
+            that it explains worst, to units of std(action), in which the first counts for nothing.
     """
 
     feature_mean: FloatArray
@@ -46,6 +49,7 @@ class Normalization:
     weight: FloatArray
     target_scale: FloatArray
     target_inverse: FloatArray
+    error_weight: FloatArray
 
 
 def normalization(moments: Moments, num_features: int, *, linear_base: bool, scale_targets: bool) -> Normalization:
@@ -73,9 +77,10 @@ def normalization(moments: Moments, num_features: int, *, linear_base: bool, sca
         residual = residual_covariance(correlation, weight)
     action_std = moments.std[num_features:]
     active = (inverse_std[num_features:] > 0).astype(np.float64)
-    scale, inverse = np.eye(num_actions), np.eye(num_actions)
+    scale, inverse, weight_of_error = np.eye(num_actions), np.eye(num_actions), np.eye(num_actions)
     if scale_targets:
         factor = whitening_factor(residual, active)
+        weight_of_error = error_weight(factor, active)
         scale = (action_std * active)[:, None] * factor
         inverse = np.linalg.inv(factor) * inverse_std[num_features:][None, :] * active[:, None]
     return Normalization(
@@ -85,6 +90,7 @@ def normalization(moments: Moments, num_features: int, *, linear_base: bool, sca
         weight=weight * action_std,
         target_scale=scale,
         target_inverse=inverse,
+        error_weight=weight_of_error,
     )
 
 
@@ -116,6 +122,20 @@ def whitening_factor(
     floored = np.where(np.outer(active, active) > 0, floored, np.diag(1.0 - active))
     factor: FloatArray = np.linalg.cholesky((floored + floored.T) / 2)
     return factor
+
+
+def error_weight(
+    factor: Float[np.ndarray, "actions actions"], active: Float[np.ndarray, " actions"]
+) -> Float[np.ndarray, "actions actions"]:
+    """Return the fourth root of factor.T @ factor, whose square root has mean 1 on its diagonal; 1 where not active."""
+    weight = np.eye(len(active))
+    varies = np.flatnonzero(active)
+    if len(varies):
+        part = factor[np.ix_(varies, varies)]
+        eigenvalues, vectors = np.linalg.eigh(part.T @ part)
+        roots = np.sqrt(np.maximum(eigenvalues, 0.0))
+        weight[np.ix_(varies, varies)] = (vectors * np.sqrt(roots / roots.mean())) @ vectors.T
+    return weight
 
 
 def _inverse_std(moments: Moments) -> FloatArray:

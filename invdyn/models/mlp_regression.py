@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 from typing_extensions import override
 
 from invdyn.models.base import BaseKind, InverseDynamics, Noise
@@ -48,8 +47,8 @@ class MLPRegression(InverseDynamics):
     def encoded_loss(
         self, context: Float[Tensor, "batch context"], target: Float[Tensor, "batch target"], noise: Noise
     ) -> Float[Tensor, ""]:
-        """Return the mean squared error; `noise` is empty."""
-        return functional.mse_loss(self.network(context), target)
+        """Return the mean squared error, weighed by direction; `noise` is empty."""
+        return self.squared_error(self.network(context), target)
 
     @override
     def draw_noise(

@@ -148,6 +148,17 @@ def test_the_mean_and_spread_of_an_mlp_base() -> None:
     torch.testing.assert_close(samples.std(dim=0), torch.tensor([0.05, 0.25]), rtol=0, atol=0.06)
 
 
+def test_a_row_spreads_no_wider_than_all_rows_together() -> None:
+    model = FlowInverseDynamics(3, 2, 4, (8, 8), network="mlp", prediction="angular", base="mlp", base_dims=(8, 8))
+    assert model.conditional is not None
+    model.conditional.log_scale[-1].bias.data.fill_(9.0)
+    rows = make_rows(rows=16)
+    model.fit_normalization(moments_of(rows))
+    _, found = model.condition(model.encode(*rows)[0])
+    assert found is not None
+    assert found.log_scale.max() == 0.0
+
+
 def test_only_validated_ways_of_sampling_are_accepted() -> None:
     model = FlowInverseDynamics(3, 2, 4, (8,))
     states = torch.zeros(4, 3), torch.zeros(4, 3)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invdyn.models import LinearInverse
+from invdyn.models import LinearInverse, MLPRegression
 from invdyn.models.features import transition_features
 from invdyn.models.linear_base import normalization, residual_covariance, ridge, whitening_factor
 from invdyn.statistics import transition_features as numpy_features
@@ -97,11 +97,36 @@ def test_an_exact_linear_relation_has_a_bounded_whitening() -> None:
     np.testing.assert_allclose(factor, np.diag([1e-5, 1.0]))
 
 
+def test_errors_are_weighed_half_way_from_whitened_to_physical_units() -> None:
+    rows = make_rows(horizon=2)
+    rows.action[:, 1, 0] = 3.0  # constant
+    model = MLPRegression(3, 2, (8,), horizon=2)
+    moments = moments_of(rows)
+    model.fit_normalization(moments)
+    fitted = normalization(moments, 6, linear_base=True, scale_targets=True)
+    varies = [0, 1, 3]
+    physical = fitted.target_scale[np.ix_(varies, varies)] / moments.std[6:][varies, None]  # in units of std(action)
+    square = (fitted.error_weight @ fitted.error_weight)[np.ix_(varies, varies)]
+    ratio = (square @ square) / (physical.T @ physical)
+    np.testing.assert_allclose(ratio, ratio[0, 0])
+    assert square.trace() == pytest.approx(3)
+    assert fitted.error_weight[2].tolist() == fitted.error_weight[:, 2].tolist() == [0, 0, 1, 0]
+    error = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    expected = np.square(error.numpy() @ fitted.error_weight).mean()
+    assert float(model.squared_error(error, torch.zeros(5, 4))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_one_action_is_not_weighed() -> None:
+    fitted = normalization(moments_of(make_rows(action_dim=1)), 6, linear_base=True, scale_targets=True)
+    np.testing.assert_allclose(fitted.error_weight, [[1.0]])
+
+
 def test_without_base_each_action_is_standardised() -> None:
     rows = make_rows()
     moments = moments_of(rows)
     fitted = normalization(moments, 6, linear_base=False, scale_targets=True)
     assert not fitted.weight.any()
+    np.testing.assert_allclose(fitted.error_weight, np.eye(2), atol=1e-12)
     np.testing.assert_allclose(fitted.target_scale, np.diag(moments.std[6:]))
     np.testing.assert_allclose(fitted.target_inverse @ fitted.target_scale, np.eye(2), atol=1e-12)
 
