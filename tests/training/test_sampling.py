@@ -51,6 +51,19 @@ def test_solver_and_steps_are_chosen_and_stored_with_their_curve(run_dir: Path) 
     assert (list_checkpoints(run_dir)[-1] / SAMPLING_FILE).exists()
 
 
+def test_the_chosen_setting_is_calibrated_on_all_rows(
+    store: TransitionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("invdyn.training.sampling.CHOICE_ROWS", 40)
+    train_loop(run_config(store, tmp_path / "run", CHOSEN, num_epochs=1), CPU)
+    values = json.loads((find_checkpoint(tmp_path / "run") / SAMPLING_FILE).read_text())
+    rows = {
+        (q["solver"], q["num_inference_steps"]): round(0.9 * 0.1 / q["coverage_error"] ** 2) for q in values["curve"]
+    }
+    assert rows.pop(tuple(values["chosen"].values())) == store.num_rows("val")
+    assert set(rows.values()) == {40}
+
+
 def test_the_loaded_model_refuses_what_was_not_validated(run_dir: Path) -> None:
     model = load_checkpoint(run_dir).model
     states = torch.zeros(2, 2), torch.zeros(2, 2)
