@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -114,51 +115,35 @@ def quality_of_settings(
         seed: of the noise.
         calibrate: False to judge the model's own spread.
     """
-    truth = flat_actions(rows["action"].cpu().numpy())
-    generator = torch.Generator(model.device).manual_seed(seed)
-    noise = torch.randn(NUM_SAMPLES, len(truth), model.target_dim, generator=generator, device=model.device)
-    fresh = torch.randn(noise.shape, generator=generator, device=model.device)
-    context, target = model.encode(rows["state"], rows["action"], rows["next_state"])
-    base = model.encode_transition(rows["state"], rows["next_state"])[1]
-
-    def actions_of(targets: Tensor) -> Float[np.ndarray, "samples rows target"]:
-        return np.stack([flat_actions(action) for action in model.decode(targets, base).cpu().numpy()])
-
-    def region_coverage(targets: Tensor) -> float:
-        return _region_coverage(actions_of(targets), truth, std)
-
-    slack = PROVEN_ERRORS * _coverage_error(len(truth))
-    kept, model.spreads = model.spreads, {}
-    try:
-        mean = model._targets_from_noise(context, noise, 1, "euler")
-        found, drawn = [], []
+    judge = _Judge(model, rows, std, seed)
+    fresh = torch.randn(judge.noise.shape, generator=judge.generator, device=model.device)
+    found, drawn = [], []
+    with _uncalibrated(model):
         for setting in settings:
-            samples, seconds = _draw(model, context, noise, setting)
-            spread = torch.ones_like(target[0])
-            if calibrate:
-                spread = _best_spreads(samples, mean, target)
-                spread = spread * _common_factor(mean, (samples - mean) * spread, region_coverage, slack)
-            drawn.append(actions_of(torch.lerp(mean, samples, spread)))
+            samples, seconds = judge.draw(setting)
+            spread = judge.best_spread(samples) if calibrate else torch.ones_like(judge.target[0])
+            drawn.append(judge.actions_of(judge.stretched(samples, spread)))
             found.append(
                 SettingQuality(
                     solver=setting.solver,
                     num_inference_steps=setting.num_inference_steps,
                     network_evaluations=network_evaluations(setting),
-                    nrmse=nrmse(drawn[-1][0], truth, std),
-                    energy_score=float(energy_scores(drawn[-1], truth, std).mean()),
+                    nrmse=nrmse(drawn[-1][0], judge.truth, std),
+                    energy_score=float(energy_scores(drawn[-1], judge.truth, std).mean()),
                     energy_excess=0.0,
                     excess_error=0.0,
-                    us_per_action=1e6 * seconds / (NUM_SAMPLES * len(truth)),
+                    us_per_action=1e6 * seconds / (NUM_SAMPLES * len(judge.truth)),
                     spread=tuple(spread.tolist()),
-                    coverage_90=_region_coverage(drawn[-1], truth, std),
-                    coverage_error=_coverage_error(len(truth)),
+                    coverage_90=_region_coverage(drawn[-1], judge.truth, std),
+                    coverage_error=_coverage_error(len(judge.truth)),
                 )
             )
         best = _best(found)
         model.spreads = {best.setting: best.spread}
-        others = actions_of(model._targets_from_noise(context, fresh, best.num_inference_steps, best.solver))
-    finally:
-        model.spreads = kept
+        others = judge.actions_of(
+            model._targets_from_noise(judge.context, fresh, best.num_inference_steps, best.solver)
+        )
+    truth = judge.truth
     scores = [
         energy_scores(actions, truth, std)
         + mean_distances(actions, others, std)
@@ -170,6 +155,27 @@ def quality_of_settings(
         replace(quality, energy_excess=float(more.mean()), excess_error=float(more.std() / np.sqrt(len(more))))
         for quality, more in zip(found, excess, strict=True)
     ]
+
+
+@torch.no_grad()
+def calibrate_again(
+    model: FlowInverseDynamics,
+    rows: dict[str, Tensor],
+    std: Float[np.ndarray, " target"],
+    quality: SettingQuality,
+    seed: int = 0,
+) -> SettingQuality:
+    """Return a setting's quality with spread and coverage from other, more, rows; arguments as above."""
+    judge = _Judge(model, rows, std, seed)
+    with _uncalibrated(model):
+        samples, _ = judge.draw(quality.setting)
+    spread = judge.best_spread(samples)
+    return replace(
+        quality,
+        spread=tuple(spread.tolist()),
+        coverage_90=judge.region_coverage(judge.stretched(samples, spread)),
+        coverage_error=_coverage_error(len(judge.truth)),
+    )
 
 
 def choose_setting(curve: Sequence[SettingQuality]) -> SamplingSetting:
@@ -201,6 +207,60 @@ def _coverage_gap(quality: SettingQuality) -> float:
 
 def _coverage_error(num_rows: int) -> float:
     return math.sqrt(LEVEL * (1 - LEVEL) / num_rows)
+
+
+class _Judge:
+    """Rows to judge settings by, what the model makes of them, and the noise that is the same for all."""
+
+    def __init__(
+        self, model: FlowInverseDynamics, rows: dict[str, Tensor], std: Float[np.ndarray, " target"], seed: int
+    ):
+        self.model, self.std = model, std
+        self.truth = flat_actions(rows["action"].cpu().numpy())
+        self.generator = torch.Generator(model.device).manual_seed(seed)
+        shape = (NUM_SAMPLES, len(self.truth), model.target_dim)
+        self.noise = torch.randn(shape, generator=self.generator, device=model.device)
+        self.context, self.target = model.encode(rows["state"], rows["action"], rows["next_state"])
+        self.base = model.encode_transition(rows["state"], rows["next_state"])[1]
+        self.mean = model._targets_from_noise(self.context, self.noise, 1, "euler")
+
+    def draw(self, setting: SamplingSetting) -> tuple[Float[Tensor, "samples rows target"], float]:
+        """Return targets and the seconds that they took."""
+        started = time.perf_counter()
+        drawn = self.model._targets_from_noise(self.context, self.noise, setting.num_inference_steps, setting.solver)
+        if drawn.is_cuda:
+            torch.cuda.synchronize()
+        return drawn, time.perf_counter() - started
+
+    def best_spread(self, samples: Float[Tensor, "samples rows target"]) -> Float[Tensor, " target"]:
+        """Return the calibrated factors on the distance of samples from their mean."""
+        spread = _best_spreads(samples, self.mean, self.target)
+        slack = PROVEN_ERRORS * _coverage_error(len(self.truth))
+        return spread * _common_factor(self.mean, (samples - self.mean) * spread, self.region_coverage, slack)
+
+    def stretched(
+        self, samples: Float[Tensor, "samples rows target"], spread: Float[Tensor, " target"]
+    ) -> Float[Tensor, "samples rows target"]:
+        """Return samples, their distance from their mean multiplied."""
+        return torch.lerp(self.mean, samples, spread)
+
+    def actions_of(self, targets: Float[Tensor, "samples rows target"]) -> Float[np.ndarray, "samples rows target"]:
+        """Return physical actions, flat and float64."""
+        return np.stack([flat_actions(action) for action in self.model.decode(targets, self.base).cpu().numpy()])
+
+    def region_coverage(self, targets: Float[Tensor, "samples rows target"]) -> float:
+        """Return the share of rows whose action lies in the 90% region of their samples."""
+        return _region_coverage(self.actions_of(targets), self.truth, self.std)
+
+
+@contextmanager
+def _uncalibrated(model: FlowInverseDynamics) -> Iterator[None]:
+    """Draw with the model's own spread inside."""
+    kept, model.spreads = model.spreads, {}
+    try:
+        yield
+    finally:
+        model.spreads = kept
 
 
 def _common_factor(
@@ -279,17 +339,3 @@ def _best_spread(
 def _coverage(samples: Float[np.ndarray, "samples *values"], truth: Float[np.ndarray, "*values"]) -> float:
     """Return the share of values that lie between the lowest and the highest of their samples."""
     return float(np.mean((samples.min(axis=0) <= truth) & (truth <= samples.max(axis=0))))
-
-
-def _draw(
-    model: FlowInverseDynamics,
-    context: Float[Tensor, "rows context"],
-    noise: Float[Tensor, "samples rows target"],
-    setting: SamplingSetting,
-) -> tuple[Float[Tensor, "samples rows target"], float]:
-    """Return targets and the seconds that they took."""
-    started = time.perf_counter()
-    drawn = model._targets_from_noise(context, noise, setting.num_inference_steps, setting.solver)
-    if drawn.is_cuda:
-        torch.cuda.synchronize()
-    return drawn, time.perf_counter() - started

@@ -70,7 +70,7 @@ class InverseDynamics(nn.Module, ABC):
         self.register_buffer("weight", torch.zeros(self.context_dim, self.target_dim))
         self.register_buffer("target_scale", torch.eye(self.target_dim))
         self.register_buffer("target_inverse", torch.eye(self.target_dim))
-        self.register_buffer("error_weight", torch.eye(self.target_dim))
+        self.register_buffer("error_weight", torch.eye(self.target_dim), persistent=False)  # of training alone
 
     @abstractmethod
     def encoded_loss(

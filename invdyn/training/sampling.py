@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from invdyn.evaluation.sampling_choice import (
     CANDIDATES,
     SettingQuality,
+    calibrate_again,
     choose_setting,
     quality_of_settings,
 )
 from invdyn.models.base import InverseDynamics
-from invdyn.models.flow import FlowInverseDynamics, SamplingSetting
+from invdyn.models.flow import FlowInverseDynamics, SamplingSetting, network_evaluations
 from invdyn.models.registry import FlowConfig
 from invdyn.training.checkpoint import (
     SAMPLING_FILE,
@@ -29,7 +31,10 @@ from invdyn.training.run_config import RunConfig
 from invdyn.training.validation import Validation
 
 CHOICE_ROWS = 1024
-"""Validation rows that every setting is judged by. The spread of the chosen one is calibrated on all of them."""
+"""Validation rows that every setting is judged by."""
+
+CALIBRATION_EVALUATIONS = 65_536
+"""Network evaluations per sample that the last calibration of the chosen setting may take: 4,096 rows at 16 each."""
 
 
 def settle_sampling(config: RunConfig, model: InverseDynamics, validation: Validation) -> None:
@@ -65,15 +70,19 @@ def _settle(
     """Return the setting to sample with and the quality of all.
 
     All are judged by the same few rows. On so few, regions that hold 88% are not proven to hold less than 90%, so the
-    chosen setting is calibrated again on all rows there are.
+    chosen setting is calibrated again on more.
     """
-    count = len(validation.encoded[0])
-    index = np.linspace(0, count - 1, min(count, CHOICE_ROWS)).astype(np.int64)
-    rows = {name: values[torch.from_numpy(index).to(values.device)] for name, values in validation.rows.items()}
-    curve = quality_of_settings(model, rows, validation.action_std, settings, seed)
+    std = validation.action_std
+    curve = quality_of_settings(model, _some_rows(validation, CHOICE_ROWS), std, settings, seed)
     chosen = choose_setting(curve)
-    if count > CHOICE_ROWS:
-        (again,) = quality_of_settings(model, validation.rows, validation.action_std, [chosen], seed)
-        settled = {name: getattr(again, name) for name in ("spread", "coverage_90", "coverage_error")}
-        curve = [replace(quality, **settled) if quality.setting == chosen else quality for quality in curve]
+    more = _some_rows(validation, CALIBRATION_EVALUATIONS // network_evaluations(chosen))
+    if len(more["state"]) > CHOICE_ROWS:
+        curve = [calibrate_again(model, more, std, q, seed) if q.setting == chosen else q for q in curve]
     return chosen, curve
+
+
+def _some_rows(validation: Validation, limit: int) -> dict[str, Tensor]:
+    """Return at most `limit` rows, evenly spaced."""
+    count = len(validation.encoded[0])
+    index = torch.from_numpy(np.linspace(0, count - 1, min(count, limit)).astype(np.int64))
+    return {name: values[index.to(values.device)] for name, values in validation.rows.items()}
