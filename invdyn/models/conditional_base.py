@@ -14,10 +14,12 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
+
+from invdyn.models.networks import hidden_layer
 
 SCALE_WIDTH = 32
-LOG_SCALE_RANGE = (-16.0, 0.0)
-"""Of targets whose spread over all rows is 1: a row whose spread comes out larger is one unlike those trained on."""
+MIN_LOG_SCALE = -16.0
 
 
 class Conditional(NamedTuple):
@@ -47,7 +49,7 @@ class ConditionalBase(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for before, after in pairwise((context_dim, *widths)):
-            layers += [nn.Linear(before, after), nn.SiLU()]
+            layers += [hidden_layer(before, after), nn.SiLU()]
         self.trunk = nn.Sequential(*layers)
         self.mean = nn.Linear(widths[-1], dim)
         self.log_scale = nn.Sequential(nn.Linear(widths[-1], SCALE_WIDTH), nn.SiLU(), nn.Linear(SCALE_WIDTH, dim))
@@ -65,10 +67,12 @@ class ConditionalBase(nn.Module):
         """Return mean, spread and features; the spread's gradient stops at the features.
 
         The mean is trained by least squares alone: the likelihood of a spread that may still be wrong would weigh rows
-        by it and slow the mean down by an order of magnitude.
+        by it and slow the mean down by an order of magnitude. A spread is below 1, that of the target over all rows:
+        where it would come out larger, the row is unlike those trained on. The bound is a sigmoid: a clamp has no
+        gradient, and rows that begin above it would stay there.
         """
         features = self.trunk(context)
-        log_scale = self.log_scale(features.detach()).clamp(*LOG_SCALE_RANGE)
+        log_scale = functional.logsigmoid(self.log_scale(features.detach())).clamp(MIN_LOG_SCALE)
         return Conditional(self.mean(features), log_scale, features)
 
 

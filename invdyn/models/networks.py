@@ -5,9 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import nn
 
 from invdyn.errors import ConfigError
+
+HIDDEN_GAIN = 2.0
+"""With PyTorch's weights a network is nearly linear at first, and blind to what a linear base leaves (docs/flow.md)."""
+
+
+def hidden_layer(inputs: int, outputs: int) -> nn.Linear:
+    """Return a linear layer whose weights are drawn twice as far out as PyTorch draws them.
+
+    Example:
+        >>> 0.9 < hidden_layer(100, 1000).weight.abs().max() * 10 / HIDDEN_GAIN <= 1
+        tensor(True)
+    """
+    layer = nn.Linear(inputs, outputs)
+    with torch.no_grad():
+        layer.weight.mul_(HIDDEN_GAIN)
+    return layer
 
 
 def build_mlp(inputs: int, widths: Sequence[int], outputs: int) -> nn.Sequential:
@@ -29,5 +46,5 @@ def build_mlp(inputs: int, widths: Sequence[int], outputs: int) -> nn.Sequential
         raise ConfigError(f"down_dims must be one or more positive widths, got {list(widths)}")
     layers: list[nn.Module] = []
     for before, after in pairwise((inputs, *widths)):
-        layers += [nn.Linear(before, after), nn.SiLU()]
+        layers += [hidden_layer(before, after), nn.SiLU()]
     return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))

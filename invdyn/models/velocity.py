@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from invdyn.errors import ConfigError
+from invdyn.models.networks import hidden_layer
 
 NetworkKind = Literal["unet", "film", "mlp"]
 
@@ -170,8 +171,8 @@ class MLPVelocity(VelocityNetwork):
     def __init__(self, dim: int, context_dim: int, embed_dim: int, widths: Sequence[int]) -> None:
         super().__init__()
         self.sizes = [context_dim, dim, embed_dim]
-        self.first = nn.Linear(sum(self.sizes), widths[0])
-        self.hidden = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
+        self.first = hidden_layer(sum(self.sizes), widths[0])
+        self.hidden = nn.ModuleList(hidden_layer(before, after) for before, after in pairwise(widths))
         self.output = nn.Linear(widths[-1], dim)
         self.time = TimeFeatures(embed_dim)
 

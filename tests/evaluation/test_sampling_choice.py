@@ -66,7 +66,7 @@ def gaussian_model(spread: float) -> FlowInverseDynamics:
     for layer in (model.network.output, model.conditional.mean, last):
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
-    torch.nn.init.constant_(last.bias, float(np.log(spread)))
+    torch.nn.init.constant_(last.bias, float(torch.logit(torch.tensor(spread), eps=1e-6)))
     return model.eval()
 
 
