@@ -24,7 +24,7 @@ from invdyn.training.run_config import RunConfig, TrackingConfig
 from invdyn.transitions.store import TransitionStore
 
 PROBE_EPOCHS = 3
-VAL_ROWS = 4096
+VAL_ROWS = 1024
 
 
 @dataclass(frozen=True)

@@ -165,11 +165,15 @@ def calibrate_again(
     quality: SettingQuality,
     seed: int = 0,
 ) -> SettingQuality:
-    """Return a setting's quality with spread and coverage from other, more, rows; arguments as above."""
+    """Return a setting's quality with its calibrated spread set right, by one factor, on more rows.
+
+    Regions that are proven wrong on many rows may not have been on few. Arguments as of `quality_of_settings`.
+    """
     judge = _Judge(model, rows, std, seed)
     with _uncalibrated(model):
         samples, _ = judge.draw(quality.setting)
-    spread = judge.best_spread(samples)
+    spread = samples.new_tensor(quality.spread)
+    spread = spread * judge.common_factor((samples - judge.mean) * spread)
     return replace(
         quality,
         spread=tuple(spread.tolist()),
@@ -235,8 +239,12 @@ class _Judge:
     def best_spread(self, samples: Float[Tensor, "samples rows target"]) -> Float[Tensor, " target"]:
         """Return the calibrated factors on the distance of samples from their mean."""
         spread = _best_spreads(samples, self.mean, self.target)
+        return spread * self.common_factor((samples - self.mean) * spread)
+
+    def common_factor(self, off: Float[Tensor, "samples rows target"]) -> float:
+        """Return the factor on the distance of samples from their mean that makes regions right; see below."""
         slack = PROVEN_ERRORS * _coverage_error(len(self.truth))
-        return spread * _common_factor(self.mean, (samples - self.mean) * spread, self.region_coverage, slack)
+        return _common_factor(self.mean, off, self.region_coverage, slack)
 
     def stretched(
         self, samples: Float[Tensor, "samples rows target"], spread: Float[Tensor, " target"]

@@ -118,7 +118,7 @@ def _train(
 
 def settle_run(config: RunConfig, trainer: Trainer, store: TransitionStore, validation: Validation) -> None:
     """Do what follows the last step: choose how a flow samples, and train its student if it is to have one."""
-    settle_sampling(config, trainer.average.eval(), validation)
+    settle_sampling(config, trainer.average.eval(), store)
     if config.training.student_steps is not None:
         assert isinstance(trainer.average, FlowInverseDynamics)  # check_student
         train_student(config, trainer.average, store, validation, trainer.total_steps)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from invdyn.evaluation.metrics import varying_std
 from invdyn.evaluation.sampling_choice import (
     CANDIDATES,
     SettingQuality,
@@ -28,16 +28,17 @@ from invdyn.training.checkpoint import (
     write_sampling,
 )
 from invdyn.training.run_config import RunConfig
-from invdyn.training.validation import Validation
+from invdyn.transitions.store import TransitionStore
 
 CHOICE_ROWS = 1024
 """Validation rows that every setting is judged by."""
 
+CALIBRATION_ROWS = 8_192
 CALIBRATION_EVALUATIONS = 65_536
-"""Network evaluations per sample that the last calibration of the chosen setting may take: 4,096 rows at 16 each."""
+"""What the last calibration of the chosen setting may take: 2,048 rows at 32 network evaluations, or 8,192 at 8."""
 
 
-def settle_sampling(config: RunConfig, model: InverseDynamics, validation: Validation) -> None:
+def settle_sampling(config: RunConfig, model: InverseDynamics, store: TransitionStore) -> None:
     """Write `sampling.json` into the best and the last checkpoint of a run; needs validation rows.
 
     A number of steps that the config fixes is kept, and is then the only one that is validated.
@@ -45,10 +46,10 @@ def settle_sampling(config: RunConfig, model: InverseDynamics, validation: Valid
     Args:
         config: the run.
         model: that of the last checkpoint, in eval mode; it samples as settled from now on.
-        validation: the rows to judge by.
+        store: the dataset, whose validation rows it is judged by.
     """
     found = list_checkpoints(config.run_dir)
-    if not found or not isinstance(model, FlowInverseDynamics) or len(validation.encoded[0]) == 0:
+    if not found or not isinstance(model, FlowInverseDynamics) or not store.num_rows("val"):
         return
     assert isinstance(config.model, FlowConfig)
     fixed = config.model.num_inference_steps
@@ -59,30 +60,30 @@ def settle_sampling(config: RunConfig, model: InverseDynamics, validation: Valid
         if (folder / SAMPLING_FILE).is_file():  # settled before the run was continued
             apply_sampling(of_folder, folder)
             continue
-        chosen, curve = _settle(of_folder, validation, settings, config.training.seed)
+        chosen, curve = _settle(of_folder, store, settings, config.training.seed)
         write_sampling(folder, chosen, [asdict(quality) for quality in curve])
         apply_sampling(of_folder, folder)
 
 
 def _settle(
-    model: FlowInverseDynamics, validation: Validation, settings: Sequence[SamplingSetting], seed: int
+    model: FlowInverseDynamics, store: TransitionStore, settings: Sequence[SamplingSetting], seed: int
 ) -> tuple[SamplingSetting, list[SettingQuality]]:
     """Return the setting to sample with and the quality of all.
 
     All are judged by the same few rows. On so few, regions that hold 88% are not proven to hold less than 90%, so the
     chosen setting is calibrated again on more.
     """
-    std = validation.action_std
-    curve = quality_of_settings(model, _some_rows(validation, CHOICE_ROWS), std, settings, seed)
+    std = varying_std(store.moments, slice(model.context_dim, None))
+    curve = quality_of_settings(model, _some_rows(store, CHOICE_ROWS, model), std, settings, seed)
     chosen = choose_setting(curve)
-    more = _some_rows(validation, CALIBRATION_EVALUATIONS // network_evaluations(chosen))
-    if len(more["state"]) > CHOICE_ROWS:
+    limit = min(CALIBRATION_ROWS, CALIBRATION_EVALUATIONS // network_evaluations(chosen))
+    if min(limit, store.num_rows("val")) > CHOICE_ROWS:
+        more = _some_rows(store, limit, model)
         curve = [calibrate_again(model, more, std, q, seed) if q.setting == chosen else q for q in curve]
     return chosen, curve
 
 
-def _some_rows(validation: Validation, limit: int) -> dict[str, Tensor]:
-    """Return at most `limit` rows, evenly spaced."""
-    count = len(validation.encoded[0])
-    index = torch.from_numpy(np.linspace(0, count - 1, min(count, limit)).astype(np.int64))
-    return {name: values[index.to(values.device)] for name, values in validation.rows.items()}
+def _some_rows(store: TransitionStore, limit: int, model: FlowInverseDynamics) -> dict[str, Tensor]:
+    """Return at most `limit` validation rows, evenly spaced, on the model's device."""
+    rows = store.load_spread("val", limit, columns=("state", "action", "next_state"))
+    return {name: torch.from_numpy(values).to(model.device) for name, values in rows.items()}

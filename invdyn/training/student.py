@@ -70,7 +70,7 @@ def train_student(
     (folder / CONFIG_FILE).write_text(own.to_yaml(), encoding="utf-8")
     student.num_inference_steps, student.solver = steps, "euler"
     save_checkpoint(folder, own, num_batches, student.state_dict(), {}, validation.evaluate(student))
-    settle_sampling(own, student, validation)
+    settle_sampling(own, student, store)
     return folder
 
 
