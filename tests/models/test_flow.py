@@ -162,6 +162,18 @@ def test_a_row_spreads_no_wider_than_all_rows_together() -> None:
     assert bias.grad.min() > 0.0  # rows may come back from there
 
 
+def test_no_sample_lies_farther_out_than_training_targets() -> None:
+    model = FlowInverseDynamics(3, 2, 4, (8, 8), network="mlp", prediction="angular", base="mlp", base_dims=(8, 8))
+    assert model.conditional is not None
+    rows = make_rows(rows=16)
+    noise = torch.full((1, 16, 2), 1e6)
+    context, _ = model.encode_transition(rows.state, rows.next_state)
+    targets = model._targets_from_noise(context, noise, 4, "angular_euler")
+    _, found = model.condition(context)
+    assert found is not None
+    torch.testing.assert_close(targets[0], found.mean + 30.0 * found.log_scale.exp())
+
+
 def test_only_validated_ways_of_sampling_are_accepted() -> None:
     model = FlowInverseDynamics(3, 2, 4, (8,))
     states = torch.zeros(4, 3), torch.zeros(4, 3)
