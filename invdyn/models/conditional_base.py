@@ -8,7 +8,6 @@ where the action is nearly determined, one step of the flow is already a calibra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from invdyn.models.networks import hidden_layer
+from invdyn.models.networks import hidden_layers
 
 SCALE_WIDTH = 32
 MIN_LOG_SCALE = -16.0
@@ -47,10 +46,7 @@ class ConditionalBase(nn.Module):
 
     def __init__(self, context_dim: int, dim: int, widths: Sequence[int]) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for before, after in pairwise((context_dim, *widths)):
-            layers += [hidden_layer(before, after), nn.SiLU()]
-        self.trunk = nn.Sequential(*layers)
+        self.trunk = nn.Sequential(*hidden_layers(context_dim, widths))
         self.mean = nn.Linear(widths[-1], dim)
         self.log_scale = nn.Sequential(nn.Linear(widths[-1], SCALE_WIDTH), nn.SiLU(), nn.Linear(SCALE_WIDTH, dim))
 

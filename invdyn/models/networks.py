@@ -27,6 +27,14 @@ def hidden_layer(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
+def hidden_layers(inputs: int, widths: Sequence[int]) -> list[nn.Module]:
+    """Return fully connected layers, each with the SiLU that follows it."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise((inputs, *widths)):
+        layers += [hidden_layer(before, after), nn.SiLU()]
+    return layers
+
+
 def build_mlp(inputs: int, widths: Sequence[int], outputs: int) -> nn.Sequential:
     """Return a fully connected network with SiLU between its layers.
 
@@ -44,7 +52,4 @@ def build_mlp(inputs: int, widths: Sequence[int], outputs: int) -> nn.Sequential
     """
     if not widths or min(widths) < 1:
         raise ConfigError(f"down_dims must be one or more positive widths, got {list(widths)}")
-    layers: list[nn.Module] = []
-    for before, after in pairwise((inputs, *widths)):
-        layers += [hidden_layer(before, after), nn.SiLU()]
-    return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
+    return nn.Sequential(*hidden_layers(inputs, widths), nn.Linear(widths[-1], outputs))
