@@ -10,13 +10,17 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import torch
 from measure import add_arguments, interleave, report
 from problem import pendulum
 from reference import BATCH_SIZE
-from sampling import measure_sampling, samplers
+from sampling import STATE_DIM, Sample, measure_sampling, repeat, samplers
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 from training import CONFIGS, Variant, population_variant, table, variants
 
 from invdyn.training.compiled import has_compiler
@@ -58,6 +62,37 @@ def peak_flops(device: torch.device, size: int, dtype: torch.dtype, rounds: int)
     return 2.0 * size**3 / min(times)
 
 
+@dataclass(frozen=True)
+class Kernels:
+    """What a device ran.
+
+    Attributes:
+        count: kernels and copies.
+        seconds: of their own, without what lies between them.
+    """
+
+    count: int
+    seconds: float
+
+
+def kernels_of(run: Callable[[], object], device: torch.device) -> Kernels | None:
+    """Return what a call runs on a GPU; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        run()
+        torch.cuda.synchronize(device)
+    events = [event for event in found.events() or () if event.device_type == DeviceType.CUDA]
+    return Kernels(len(events), 1e-6 * sum(event.time_range.elapsed_us() for event in events))
+
+
+def limits(kernels: Kernels | None, calls: int, seconds: float) -> dict[str, float]:
+    """Return the columns that say whether a device waits: kernels per call, and their share of the time."""
+    if kernels is None:
+        return {}
+    return {"kernels": kernels.count / calls, "share of time in kernels": kernels.seconds / seconds}
+
+
 def training_rows(
     store: TransitionStore, device: torch.device, populations: tuple[int, ...], rounds: int, peak: float, compiled: bool
 ) -> list[dict[str, object]]:
@@ -70,9 +105,23 @@ def training_rows(
         )
     times = interleave({name: variant.run for name, variant in found.items()}, rounds, seconds_on(device))
     rows = table(found, times, "samples/s")
-    for row in rows:
+    for row, variant, spent in zip(rows, found.values(), times.values(), strict=True):
         flops = FLOPS_PER_PARAMETER * float(str(row["parameters"])) * float(str(row["samples/s"]))
+        row["us per step"] = 1e6 * median(spent) / variant.steps
         row["share of float32 limit"] = flops / peak
+        row.update(limits(kernels_of(variant.run, device), variant.steps, median(spent)))
+    return rows
+
+
+def sampling_rows(
+    found: dict[str, Sample], batch: int, calls: int, device: torch.device, rounds: int
+) -> list[dict[str, object]]:
+    """Return the rows of `measure_sampling` at one batch size, with what the device ran."""
+    rows = measure_sampling(found, batch, calls, device, rounds, seconds_on(device))
+    state, next_state = torch.randn(2, batch, STATE_DIM, device=device)
+    for row, sample in zip(rows, found.values(), strict=True):
+        kernels = kernels_of(repeat(sample, state, next_state, 1), device)
+        row.update(limits(kernels, 1, 1e-6 * float(str(row["us per call"]))))
     return rows
 
 
@@ -81,26 +130,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--device", default="cuda", help="cuda (default), cuda:N or cpu")
+    parser.add_argument("--transitions", type=Path, help="an extracted pendulum_integrable (default: record it)")
     parser.add_argument("--smoke", action="store_true", help="shrink the work to seconds on a CPU")
     parser.add_argument("--no_compile", action="store_true", help="leave out the variants that need a compiler")
     args = parser.parse_args()
     device = resolve_device(args.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
-    clock = seconds_on(device)
     compiled = not args.no_compile and has_compiler(device)
     peak = peak_flops(device, SMOKE_MATRIX if args.smoke else MATRIX, torch.float32, args.rounds)
     print(f"{name}: {peak / 1e12:.3g} TFLOP/s in one float32 product", flush=True)
     with tempfile.TemporaryDirectory(prefix="invdyn-bench-") as folder:
-        store = pendulum(folder, SMOKE_EPISODES if args.smoke else None)
+        episodes = SMOKE_EPISODES if args.smoke else None
+        store = TransitionStore(args.transitions) if args.transitions else pendulum(folder, episodes)
         populations = SMOKE_POPULATIONS if args.smoke else POPULATIONS
         rows = training_rows(store, device, populations, args.rounds, peak, compiled)
         report("gpu_training", f"training at batch {BATCH_SIZE} on {name}", rows, args.output)
         found = samplers(device, Path(folder), compiled=compiled)
         sampled = SMOKE_SAMPLED if args.smoke else SAMPLED
         sampling = [
-            row
-            for batch, calls in sampled.items()
-            for row in measure_sampling(found, batch, calls, device, args.rounds, clock)
+            row for batch, calls in sampled.items() for row in sampling_rows(found, batch, calls, device, args.rounds)
         ]
     report("gpu_sampling", f"sampling one action per row on {name}", sampling, args.output)
 

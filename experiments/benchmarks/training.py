@@ -40,13 +40,20 @@ class Variant:
 
     Attributes:
         run: trains one round.
-        samples: rows of a round, over all models.
+        steps: of a round, each of all models.
+        models: trained at once.
         parameters: of one model.
     """
 
     run: Callable[[], object]
-    samples: int
+    steps: int
+    models: int
     parameters: int
+
+    @property
+    def samples(self) -> int:
+        """Rows of a round, over all models."""
+        return self.steps * self.models * BATCH_SIZE
 
 
 def reference_variant(store: TransitionStore, device: torch.device, chunks: int | None = None) -> Variant:
@@ -55,7 +62,7 @@ def reference_variant(store: TransitionStore, device: torch.device, chunks: int 
     torch.manual_seed(0)
     loop = ReferenceLoop(*tensors(store, "train"), device)
     steps = chunks * STEPS_PER_CHUNK
-    return Variant(lambda: loop.train(steps), steps * BATCH_SIZE, _count(loop.network))
+    return Variant(lambda: loop.train(steps), steps, 1, _count(loop.network))
 
 
 def solo_variant(
@@ -79,7 +86,7 @@ def solo_variant(
             noise = trainer.model.draw_noise(STEPS_PER_CHUNK * BATCH_SIZE, generator, device)
             trainer.train_chunk(next(stream), tuple(n.unflatten(0, (STEPS_PER_CHUNK, BATCH_SIZE)) for n in noise))
 
-    return Variant(run, len(trainers) * chunks * STEPS_PER_CHUNK * BATCH_SIZE, _count(trainers[0].model))
+    return Variant(run, len(trainers) * chunks * STEPS_PER_CHUNK, 1, _count(trainers[0].model))
 
 
 def population_variant(
@@ -106,7 +113,7 @@ def population_variant(
             noise = population.draw_noise(generators, STEPS_PER_CHUNK, BATCH_SIZE)
             population.train_chunk(next(stream), noise)
 
-    return Variant(run, len(populations) * chunks * STEPS_PER_CHUNK * BATCH_SIZE * size, _count(model))
+    return Variant(run, len(populations) * chunks * STEPS_PER_CHUNK, size, _count(model))
 
 
 def _one_per_stage(make: Callable[[], Trainer]) -> list[Trainer]:

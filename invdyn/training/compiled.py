@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 
@@ -89,7 +90,7 @@ class CompiledStep:
         self.captured: dict[int, _CapturedChunk | None] = {}
 
     def coefficients(
-        self, learning_rates: Sequence[Sequence[float]], decays: Sequence[Sequence[float]]
+        self, learning_rates: Float64[np.ndarray, "members steps"], decays: Float64[np.ndarray, "members steps"]
     ) -> Float[Tensor, "steps 4 *members"]:
         """Return what changes from step to step, for the next steps: one transfer to the device, not one per step.
 
@@ -101,11 +102,17 @@ class CompiledStep:
             Per step: learning rate over the first bias correction, root of the second, share of the weights that decay
             keeps, decay of the average; each (members, 1) where there are several.
         """
-        table = [
-            self._coefficients_of(*each) for each in zip(self.groups, self.done, learning_rates, decays, strict=True)
-        ]
-        rows = torch.tensor(table)  # (members, steps, 4)
-        rows = rows[0] if self.num_members == 1 else rows.permute(1, 2, 0).unsqueeze(-1).contiguous()
+        step = np.array(self.done)[:, None] + np.arange(1, learning_rates.shape[1] + 1)
+        beta_1, beta_2 = self.groups[0]["betas"]
+        weight_decay = np.array([[group["weight_decay"]] for group in self.groups])
+        columns = (
+            learning_rates / (1.0 - beta_1**step),
+            np.sqrt(1.0 - beta_2**step),
+            1.0 - learning_rates * weight_decay,
+            decays,
+        )
+        rows = torch.from_numpy(np.stack(columns, axis=1, dtype=np.float32))  # (members, 4, steps)
+        rows = (rows[0].T if self.num_members == 1 else rows.permute(2, 1, 0).unsqueeze(-1)).contiguous()
         device = self.flat.device
         return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows.to(device)
 
@@ -128,20 +135,6 @@ class CompiledStep:
         self.steps += len(coefficients)
         self.done = [done + len(coefficients) for done in self.done]
         return losses
-
-    def _coefficients_of(
-        self, group: dict[str, Any], done: int, learning_rates: Sequence[float], decays: Sequence[float]
-    ) -> list[tuple[float, float, float, float]]:
-        beta_1, beta_2 = group["betas"]
-        return [
-            (
-                rate / (1.0 - beta_1**step),
-                (1.0 - beta_2**step) ** 0.5,
-                1.0 - rate * group["weight_decay"],
-                decay,
-            )
-            for step, (rate, decay) in enumerate(zip(learning_rates, decays, strict=True), start=done + 1)
-        ]
 
     def _run(self, inputs: Chunk) -> Tensor:
         return torch.stack([self.step(*each) for each in zip(*inputs, strict=True)])

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -92,7 +93,7 @@ class PopulationTrainer:
             self.step = self._make_step()
         schedules = [trainer.schedule(len(rows[0])) for trainer in self.trainers]
         rates, decays = zip(*schedules, strict=True)
-        losses = self.step(self.step.coefficients(rates, decays), (*rows, *noise))
+        losses = self.step(self.step.coefficients(np.stack(rates), np.stack(decays)), (*rows, *noise))
         for trainer, own in zip(self.trainers, rates, strict=True):
             trainer.advance(own)
         return losses

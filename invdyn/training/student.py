@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -23,7 +24,7 @@ from invdyn.training.batches import Rows, epoch_generator, load_rows
 from invdyn.training.checkpoint import list_checkpoints, save_checkpoint
 from invdyn.training.run_config import CONFIG_FILE, RunConfig
 from invdyn.training.sampling import settle_sampling
-from invdyn.training.trainer import learning_rate_at
+from invdyn.training.trainer import average_decays, learning_rates
 from invdyn.training.validation import Validation
 from invdyn.transitions.store import TransitionStore
 from invdyn.url_path import AnyPath, as_path
@@ -115,8 +116,9 @@ def straighten(
     parameters: list[Tensor] = [p.requires_grad_() for p in student.network.parameters()]
     average = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.Adam(parameters, lr=recipe.learning_rate, fused=True)
-    for step in range(num_batches):
-        optimizer.param_groups[0]["lr"] = 0.5 * learning_rate_at(recipe, step, num_batches)
+    steps = np.arange(num_batches)
+    for rate, decay in zip(learning_rates(recipe, steps, num_batches), average_decays(recipe, steps), strict=True):
+        optimizer.param_groups[0]["lr"] = 0.5 * float(rate)
         size = (recipe.batch_size,)
         batch = torch.randint(len(seen), size, generator=generator, device=seen.device)
         index = torch.randint(num_steps, (*size, 1), generator=generator, device=seen.device)
@@ -124,8 +126,7 @@ def straighten(
         optimizer.zero_grad(set_to_none=True)
         student.flow_loss(seen[batch], x_1[batch], x_0[batch], time).backward()
         optimizer.step()
-        decay = min(recipe.ema_decay or 0.0, (1 + step) / (10 + step))
-        torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 1.0 - decay)
+        torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 1.0 - float(decay))
     with torch.no_grad():
         for parameter, value in zip(parameters, average, strict=True):
             parameter.copy_(value)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
 from invdyn.errors import DataError
@@ -45,15 +45,23 @@ def train_step(
     return loss.detach()
 
 
-def learning_rate_at(recipe: TrainingRecipe, step: int, total_steps: int) -> float:
-    """Return the learning rate of a step: linear warm-up, then constant or half a cosine to zero."""
+def learning_rates(
+    recipe: TrainingRecipe, steps: Int[np.ndarray, " steps"], total_steps: int
+) -> Float64[np.ndarray, " steps"]:
+    """Return the learning rates of steps: linear warm-up, then constant or half a cosine to zero."""
     warmup = max(1, round(recipe.warmup_fraction * total_steps)) if recipe.warmup_fraction else 0
-    if step < warmup:
-        return recipe.learning_rate * (step + 1) / warmup
-    if recipe.schedule == "constant":
-        return recipe.learning_rate
-    done = (step - warmup) / max(1, total_steps - warmup)
-    return recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
+    done = np.maximum(0, steps - warmup) / max(1, total_steps - warmup)
+    share = 0.5 * (1.0 + np.cos(np.pi * done)) if recipe.schedule == "cosine" else np.ones(len(steps))
+    rates: Float64[np.ndarray, " steps"] = recipe.learning_rate * share
+    if warmup:
+        rates *= np.minimum(1.0, (steps + 1) / warmup)
+    return rates
+
+
+def average_decays(recipe: TrainingRecipe, steps: Int[np.ndarray, " steps"]) -> Float64[np.ndarray, " steps"]:
+    """Return the decays of the moving average: its first steps must forget the random start quickly."""
+    decays: Float64[np.ndarray, " steps"] = np.minimum(recipe.ema_decay or 0.0, (1 + steps) / (10 + steps))
+    return decays
 
 
 def split_chunk(rows: Rows, noise: Noise, steps: int) -> Iterator[tuple[Rows, Noise]]:
@@ -148,8 +156,9 @@ class Trainer:
         if self.compiled and self.worker.world_size == 1:
             return self._train_chunk_compiled(rows, noise)
         losses = []
-        for context, target, *batch_noise in zip(*rows, *noise, strict=True):
-            self.optimizer.param_groups[0]["lr"] = self._rate_at(self.step)
+        rates, decays = self.schedule(len(rows[0]))
+        for rate, decay, context, target, *batch_noise in zip(rates, decays, *rows, *noise, strict=True):
+            self.optimizer.param_groups[0]["lr"] = float(rate)
             losses.append(
                 train_step(
                     self.module,
@@ -162,7 +171,7 @@ class Trainer:
                     self.loss_weight,
                 )
             )
-            self._update_average()
+            self._update_average(float(decay))
             self.step += 1
         return torch.stack(losses)
 
@@ -170,7 +179,7 @@ class Trainer:
         if self.one_graph is None:  # not before `restore`: it takes over the memory of weights and optimizer
             self.one_graph = CompiledStep([self.member()], self.recipe.max_grad_norm, self.precision)
         rates, decays = self.schedule(len(rows[0]))
-        losses = self.one_graph(self.one_graph.coefficients([rates], [decays]), (*rows, *noise))
+        losses = self.one_graph(self.one_graph.coefficients(rates[None], decays[None]), (*rows, *noise))
         self.advance(rates)
         return losses
 
@@ -179,15 +188,15 @@ class Trainer:
         average = self.average_parameters if self.average is not self.model else []
         return Member(self.model, self.optimizer, average)
 
-    def schedule(self, num_steps: int) -> tuple[list[float], list[float]]:
-        """Return the learning rates and the decays of the moving average of the next steps."""
-        steps = range(self.step, self.step + num_steps)
-        rates = [self._rate_at(step) for step in steps]
-        return rates, [self._decay_at(step) for step in steps]
+    def schedule(self, num_steps: int) -> tuple[Float64[np.ndarray, " steps"], Float64[np.ndarray, " steps"]]:
+        """Return the learning rates and the decays of the average of the next steps; each stage has its own."""
+        begin, end = self._span(self.step)
+        steps = np.arange(self.step - begin, self.step - begin + num_steps)
+        return learning_rates(self.recipe, steps, end - begin), average_decays(self.recipe, steps)
 
-    def advance(self, rates: Sequence[float]) -> None:
+    def advance(self, rates: Float64[np.ndarray, " steps"]) -> None:
         """Count steps that a compiled step has taken at these learning rates."""
-        self.optimizer.param_groups[0]["lr"] = rates[-1]
+        self.optimizer.param_groups[0]["lr"] = float(rates[-1])
         self.step += len(rates)
 
     def state(self, epoch: int) -> dict[str, Any]:
@@ -229,16 +238,6 @@ class Trainer:
             raise DataError(f"trainer state does not fit the run: {folder}: {reason}; start a new run") from None
         return epoch
 
-    def _update_average(self) -> None:
+    def _update_average(self, decay: float) -> None:
         if self.recipe.ema_decay is not None:
-            torch._foreach_lerp_(self.average_parameters, self.parameters, 1.0 - self._decay_at(self.step))
-
-    def _decay_at(self, step: int) -> float:
-        """Return the decay of the moving average: its first steps must forget the random start quickly."""
-        done = step - self._span(step)[0]
-        return min(self.recipe.ema_decay or 0.0, (1 + done) / (10 + done))
-
-    def _rate_at(self, step: int) -> float:
-        """Return the learning rate of a step: each stage has the whole schedule."""
-        begin, end = self._span(step)
-        return learning_rate_at(self.recipe, step - begin, end - begin)
+            torch._foreach_lerp_(self.average_parameters, self.parameters, 1.0 - decay)

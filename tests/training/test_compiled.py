@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxtyping
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -199,7 +200,7 @@ def test_every_model_of_the_repository_can_be_one_of_many(path: Path) -> None:
     trainers = [Trainer(model, config.training, 10, CPU) for model in models]
     expected = [model.stage_loss(context, target, noise).item() for model in models]
     step = CompiledStep([trainer.member() for trainer in trainers], None, compiled=False)
-    rates, decays = zip(*(trainer.schedule(1) for trainer in trainers), strict=True)
+    rates, decays = map(np.stack, zip(*(trainer.schedule(1) for trainer in trainers), strict=True))
     chunk = tuple(torch.stack([each, each])[None] for each in (context, target, *noise))
     assert step(step.coefficients(rates, decays), chunk)[0].tolist() == pytest.approx(expected, rel=1e-4)
 
@@ -211,9 +212,11 @@ def test_coefficients_are_the_bias_corrections_of_adamw() -> None:
     optimizer = torch.optim.AdamW([weight], lr=rate, betas=(beta_1, beta_2), eps=0.0, weight_decay=0.0)
     step = object.__new__(CompiledStep)
     step.groups, step.flat, step.num_members, step.done = [optimizer.param_groups[0]], torch.zeros(1), 1, [0]
-    coefficients = step.coefficients([[rate] * 5], [[0.5] * 5]).double()
+    coefficients = step.coefficients(np.full((1, 5), rate), np.full((1, 5), 0.5)).double()
     step.done = [5]
-    torch.testing.assert_close(step.coefficients([[rate]], [[0.5]])[0, 0].item(), rate / (1 - beta_1**6))
+    torch.testing.assert_close(
+        step.coefficients(np.array([[rate]]), np.array([[0.5]]))[0, 0].item(), rate / (1 - beta_1**6)
+    )
     first, second = 0.0, 0.0
     for step_size, sqrt_correction_2, kept, decay in coefficients:
         before = weight.item()

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ from invdyn.training import loop
 from invdyn.training.checkpoint import list_checkpoints, load_checkpoint, load_model
 from invdyn.training.loop import train_loop
 from invdyn.training.run_config import RunConfig
-from invdyn.training.trainer import learning_rate_at
+from invdyn.training.trainer import learning_rates
 from invdyn.training.worker import Metrics, Worker
 from invdyn.transitions.store import TransitionStore
 from tests.training.runs import (
@@ -57,7 +58,7 @@ def test_metrics_and_columns(store: TransitionStore, tmp_path: Path) -> None:
     assert [(int(row["step"]), int(row["epoch"])) for row in rows] == [(steps * n, n) for n in (1, 2, 3)]
     assert [metrics["step"] for metrics in seen] == [steps, 2 * steps, 3 * steps]
     assert float(rows[-1]["val_loss"]) == final["val_loss"] == load_checkpoint(config.run_dir).metrics["val_loss"]
-    assert float(rows[-1]["learning_rate"]) == learning_rate_at(config.training, 3 * steps - 1, 3 * steps)
+    assert float(rows[-1]["learning_rate"]) == learning_rates(config.training, np.array([3 * steps - 1]), 3 * steps)
     assert final["steps_per_s"] > 0
     log = (tmp_path / "run/train.log").read_text()
     assert f"rows (resident); 3 epochs of {steps} steps; 1 worker(s) on cpu\n" in log

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from invdyn.models import FlowInverseDynamics
 from invdyn.models.recipe import TrainingRecipe
 from invdyn.models.registry import build_model, parse_model_config
 from invdyn.training.batches import Rows
-from invdyn.training.trainer import Trainer, learning_rate_at
+from invdyn.training.trainer import Trainer, learning_rates
 from tests.training.runs import CPU, TWO_STAGES
 
 MLP = {"_target_": "invdyn.models.MLPRegression", "name": "mlp", "down_dims": [16, 16]}
@@ -25,7 +26,7 @@ RECIPES = [
 
 
 def test_schedule() -> None:
-    cosine, constant, flat, plain = ([learning_rate_at(r, step, 100) for step in range(100)] for r in RECIPES)
+    cosine, constant, flat, plain = (learning_rates(r, np.arange(100), 100).tolist() for r in RECIPES)
     warm = [0.05 * (step + 1) for step in range(10)]
     assert cosine[:10] == constant[:10] == pytest.approx(warm)
     assert constant[10:] == [0.5] * 90
@@ -37,9 +38,10 @@ def test_schedule() -> None:
 
 
 def test_schedule_of_the_shortest_runs() -> None:
-    assert learning_rate_at(RECIPES[0], 0, 1) == 0.5
-    assert learning_rate_at(RECIPES[3], 0, 1) == 0.5
-    assert learning_rate_at(TrainingRecipe(learning_rate=0.5), 0, 3) == 0.5
+    first = np.array([0])
+    assert learning_rates(RECIPES[0], first, 1) == 0.5
+    assert learning_rates(RECIPES[3], first, 1) == 0.5
+    assert learning_rates(TrainingRecipe(learning_rate=0.5), first, 3) == 0.5
 
 
 def make_trainer(**recipe: Any) -> Trainer:
@@ -110,10 +112,9 @@ def test_a_base_is_trained_first_and_then_fixed_at_its_average() -> None:
     train(11)
     assert not torch.equal(flat(base), start[0])
     assert torch.equal(flat([others[0], others[1].weight]), start[1])
-    assert trainer.schedule(2)[0] == pytest.approx(
-        [learning_rate_at(config.training, 11, 12), learning_rate_at(config.training, 0, 28)]
-    )
+    assert trainer.schedule(1)[0] == learning_rates(config.training, np.array([11]), 12)
     assert train(4).shape == (4,)  # across the boundary
+    assert trainer.schedule(1)[0] == learning_rates(config.training, np.array([3]), 28)
     averaged = flat(trainer.average.conditional.parameters_of_mean())  # type: ignore[union-attr,operator]
     assert torch.equal(flat(base), averaged)
     train(5)
