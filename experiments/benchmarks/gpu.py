@@ -7,10 +7,15 @@ python experiments/benchmarks/gpu.py --device cpu --smoke     # that it runs, an
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -93,16 +98,38 @@ def limits(kernels: Kernels | None, calls: int, seconds: float) -> dict[str, flo
     return {"kernels": kernels.count / calls, "share of time in kernels": kernels.seconds / seconds}
 
 
+def fill_compiler_cache(makers: Mapping[str, Callable[[], Variant]]) -> None:
+    """Run each variant once, in as many processes as there are cores: later the code is found in the compiler's cache.
+
+    A graph takes half a minute to compile for a GPU, and there is one for each stage of each variant.
+    """
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), _compile_alone) as pool:
+        for done in as_completed([pool.submit(_run_once, name, make) for name, make in makers.items()]):
+            print(done.result(), file=sys.stderr, flush=True)
+
+
+def _compile_alone() -> None:
+    torch._inductor.config.compile_threads = 1
+    torch.set_num_threads(1)
+
+
+def _run_once(name: str, make: Callable[[], Variant]) -> str:
+    started = time.perf_counter()
+    make().run()
+    return f"{name}: first round took {time.perf_counter() - started:.0f} s, compiling included"
+
+
 def training_rows(
     store: TransitionStore, device: torch.device, populations: tuple[int, ...], rounds: int, peak: float, compiled: bool
 ) -> list[dict[str, object]]:
     """Return samples/s, the ratio to the device's own reference run, and the share of the device's FLOP/s."""
-    found: dict[str, Variant] = variants(store, device, populations, compiled=compiled)
+    makers = variants(store, device, populations, compiled=compiled)
     if compiled and device.type == "cuda":
-        name = f"default model, population of {populations[-1]}, bfloat16"
-        found[name] = population_variant(
-            store, CONFIGS["default model"], device, populations[-1], precision=torch.bfloat16
-        )
+        largest = partial(population_variant, store, CONFIGS["default model"], device, populations[-1])
+        makers[f"default model, population of {populations[-1]}, bfloat16"] = partial(largest, precision=torch.bfloat16)
+    if compiled:
+        fill_compiler_cache(makers)
+    found = {name: make() for name, make in makers.items()}
     times = interleave({name: variant.run for name, variant in found.items()}, rounds, seconds_on(device))
     rows = table(found, times, "samples/s")
     for row, variant, spent in zip(rows, found.values(), times.values(), strict=True):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from measure import add_arguments, interleave, ratio, report
@@ -76,7 +76,7 @@ def solo_variant(
 ) -> Variant:
     """Return the training of one model of a config at batch 64, as many steps in each of its stages."""
     chunks = chunks or CHUNKS_PER_ROUND
-    trainers = _one_per_stage(functools.partial(_trainer, store, config_name, device, 0, compiled, precision))
+    trainers = _one_per_stage(partial(_trainer, store, config_name, device, 0, compiled, precision))
     rows = load_rows(trainers[0].model, store, "train", device)
     stream = _whole_chunks(ResidentBatches(rows, Share(BATCH_SIZE), seed=0).epoch)
     generator = epoch_generator(0, 0, device=device)
@@ -100,8 +100,8 @@ def population_variant(
     chunks: int = 1,
 ) -> Variant:
     """Return the training of `size` models of a config at once, each with seed, order and noise of its own."""
-    make = functools.partial(_trainer, store, config_name, device, compiled=False, precision=precision)
-    members = [_one_per_stage(functools.partial(make, seed)) for seed in range(size)]
+    make = partial(_trainer, store, config_name, device, compiled=False, precision=precision)
+    members = [_one_per_stage(partial(make, seed)) for seed in range(size)]
     populations = [PopulationTrainer(trainers, compiled) for trainers in zip(*members, strict=True)]
     model = members[0][0].model
     rows = load_rows(model, store, "train", device)
@@ -155,17 +155,17 @@ def _count(model: torch.nn.Module | InverseDynamics) -> int:
 
 def variants(
     store: TransitionStore, device: torch.device, populations: tuple[int, ...], *, compiled: bool
-) -> dict[str, Variant]:
-    """Return the reference loop and ours, eager and (where there is a compiler) compiled."""
-    found = {"reference loop": reference_variant(store, device)}
+) -> dict[str, Callable[[], Variant]]:
+    """Return what makes the reference loop and ours, eager and (where there is a compiler) compiled."""
+    found: dict[str, Callable[[], Variant]] = {"reference loop": partial(reference_variant, store, device)}
     for name, config in CONFIGS.items():
-        found[f"{name}, eager"] = solo_variant(store, config, device, compiled=False)
+        found[f"{name}, eager"] = partial(solo_variant, store, config, device, compiled=False)
         if compiled:
-            found[f"{name}, compiled"] = solo_variant(store, config, device, compiled=True)
+            found[f"{name}, compiled"] = partial(solo_variant, store, config, device, compiled=True)
     if compiled:
         for name, config in CONFIGS.items():
             for size in populations:
-                found[f"{name}, population of {size}"] = population_variant(store, config, device, size)
+                found[f"{name}, population of {size}"] = partial(population_variant, store, config, device, size)
     return found
 
 
@@ -193,7 +193,8 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="invdyn-bench-") as folder:
         store = pendulum(folder, args.episodes)
-        found = variants(store, torch.device("cpu"), POPULATIONS, compiled=not args.no_compile)
+        makers = variants(store, torch.device("cpu"), POPULATIONS, compiled=not args.no_compile)
+        found = {name: make() for name, make in makers.items()}
         times = interleave({name: variant.run for name, variant in found.items()}, args.rounds)
     title = f"training at batch {BATCH_SIZE}, one thread, median of {args.rounds} interleaved rounds"
     report("training", title, table(found, times, "samples/s of CPU"), args.output)

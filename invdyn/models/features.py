@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,8 +22,6 @@ def transition_features(
         (batch, (history + 2) * state_dim) float64: the current state, then s_t - s_{t-1} back to the oldest pair, then
         next_state - s_t.
     """
-    state_dim = next_state.shape[1]
-    window = state.double()
-    current = window[:, -state_dim:]
-    past = (window[:, state_dim:] - window[:, :-state_dim]).split(state_dim, dim=1)
-    return torch.cat([current, *reversed(past), next_state.double() - current], dim=1)
+    window = state.double().split(next_state.shape[1], dim=1)
+    past = [after - before for before, after in pairwise(window)]
+    return torch.cat([window[-1], *reversed(past), next_state.double() - window[-1]], dim=1)

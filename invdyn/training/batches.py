@@ -138,7 +138,7 @@ class PopulationBatches:
         """Yield the epoch's chunks: (context, target), each (steps, runs, batch, columns)."""
         orders = torch.stack([epoch_order(len(self.context), seed, epoch) for seed in self.seeds])
         batches = orders[:, : self.steps_per_epoch * self.batch_size].unflatten(1, (-1, self.batch_size))
-        for index in batches.transpose(0, 1).to(self.context.device).split(self.steps_per_chunk):
+        for index in batches.transpose(0, 1).contiguous().to(self.context.device).split(self.steps_per_chunk):
             yield self.context[index], self.target[index]
 
 

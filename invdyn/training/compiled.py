@@ -47,7 +47,8 @@ class Member:
 class CompiledStep:
     """AdamW steps of one model, or of several of one shape at once. Needs a C++ compiler on a CPU, Triton on a GPU.
 
-    The batch shape must not change between calls: guards, which would cost a tenth of a small step, are left out.
+    The batch shape must not change between calls: guards, which would cost a tenth of a small step, are left out. What
+    is not contiguous is copied: its strides could change with the number of steps.
 
     Args:
         members: the models, of one shape. Tensors of a call have a leading dimension for them where there are several.
@@ -129,7 +130,7 @@ class CompiledStep:
         Returns:
             The losses, on the device.
         """
-        inputs = (coefficients, *chunk)
+        inputs = (coefficients, *(values.contiguous() for values in chunk))
         captured = self._captured(inputs) if self.flat.is_cuda else None
         losses = captured(inputs) if captured else self._run(inputs)
         self.steps += len(coefficients)

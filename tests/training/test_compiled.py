@@ -101,6 +101,18 @@ def assert_close(found: Trainer, expected: Trainer) -> None:
 
 
 @compiles
+def test_rows_in_any_layout(store: TransitionStore, tmp_path: Path) -> None:
+    """Rows that are gathered keep the layout of their index, whose strides follow from the number of steps."""
+    trainers = [make_trainer(run_config(store, tmp_path, MLP), store, compiled=True) for _ in range(2)]
+    for first in (0, STEPS):
+        rows, noise = chunk(trainers[0].model, store, first)
+        trainers[0].train_chunk(rows, noise)
+        turned = [tuple(t.transpose(0, 1).contiguous().transpose(0, 1) for t in each) for each in (rows, noise)]
+        trainers[1].train_chunk(*((rows, noise) if first == 0 else turned))
+    assert_close(*trainers)
+
+
+@compiles
 @pytest.mark.parametrize(
     ("model", "recipe"),
     [(TWO_STAGES, EVERYTHING), (MLP, PLAIN), pytest.param(UNET, EVERYTHING, marks=pytest.mark.slow)],

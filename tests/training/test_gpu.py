@@ -29,6 +29,7 @@ CUDA = torch.device("cuda")
 BATCH, EPOCHS = 16, 4
 RECIPE = {"batch_size": BATCH, "ema_decay": 0.99, "weight_decay": 0.1, "max_grad_norm": 0.5, "num_epochs": EPOCHS}
 TOLERANCE = 1e-4
+U_NET_TOLERANCE = 2e-3  # of weights: one step moves them by up to 1e-2, and rounding grows from step to step
 
 
 @pytest.fixture(autouse=True)
@@ -68,8 +69,9 @@ def test_captured_steps_equal_eager_ones(store: TransitionStore, tmp_path: Path,
     for found, trainer in zip(losses, (eager, compiled), strict=True):
         found += [trainer.train_chunk(rows, noise) for rows, noise in chunks(trainer, store, config.training.seed)]
     torch.testing.assert_close(torch.cat(losses[1]), torch.cat(losses[0]), atol=TOLERANCE, rtol=1e-3)
+    tolerance = U_NET_TOLERANCE if network == "unet" else TOLERANCE
     for name, expected in vectors(eager).items():
-        torch.testing.assert_close(vectors(compiled)[name], expected, atol=TOLERANCE, rtol=1e-3)
+        torch.testing.assert_close(vectors(compiled)[name], expected, atol=tolerance, rtol=1e-3)
     assert compiled.one_graph is not None
     assert any(compiled.one_graph.captured.values()), "no chunk was taken as one CUDA graph"
 
