@@ -159,6 +159,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", help="cuda (default), cuda:N or cpu")
     parser.add_argument("--transitions", type=Path, help="an extracted pendulum_integrable (default: record it)")
     parser.add_argument("--smoke", action="store_true", help="shrink the work to seconds on a CPU")
+    parser.add_argument("--part", choices=("training", "sampling"), help="measure this alone")
     parser.add_argument("--no_compile", action="store_true", help="leave out the variants that need a compiler")
     args = parser.parse_args()
     device = resolve_device(args.device)
@@ -169,9 +170,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="invdyn-bench-") as folder:
         episodes = SMOKE_EPISODES if args.smoke else None
         store = TransitionStore(args.transitions) if args.transitions else pendulum(folder, episodes)
-        populations = SMOKE_POPULATIONS if args.smoke else POPULATIONS
-        rows = training_rows(store, device, populations, args.rounds, peak, compiled)
-        report("gpu_training", f"training at batch {BATCH_SIZE} on {name}", rows, args.output)
+        if args.part != "sampling":
+            populations = SMOKE_POPULATIONS if args.smoke else POPULATIONS
+            rows = training_rows(store, device, populations, args.rounds, peak, compiled)
+            report("gpu_training", f"training at batch {BATCH_SIZE} on {name}", rows, args.output)
+        if args.part == "training":
+            return
         found = samplers(device, Path(folder), compiled=compiled)
         sampled = SMOKE_SAMPLED if args.smoke else SAMPLED
         sampling = [

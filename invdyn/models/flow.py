@@ -276,7 +276,7 @@ class FlowInverseDynamics(InverseDynamics):
             return method.integrate(velocity, x_0, setting.num_inference_steps)
         first = FirstEvaluation(velocity)
         x_1 = method.integrate(first, x_0, setting.num_inference_steps)
-        return torch.lerp(first.end, x_1, x_1.new_tensor(spread))
+        return torch.lerp(first.end, x_1, _vector(spread, x_1))
 
     def spread_of(self, setting: SamplingSetting | None = None) -> tuple[float, ...] | None:
         """Return the calibrated factors on the spread of samples, one per target dimension; None for 1.
@@ -378,6 +378,13 @@ class FlowInverseDynamics(InverseDynamics):
                 target = mean + (target - mean) / spread
                 volume = volume + spread.log().sum()
             return flow_log_prob(velocity, target) - volume
+
+
+def _vector(values: Sequence[float], like: Tensor) -> Float[Tensor, " values"]:
+    """Return values as a tensor; in an exported program, computed there: a constant would stay on the CPU."""
+    if torch.compiler.is_exporting():
+        return torch.cat([like.new_full((1,), value) for value in values])
+    return like.new_tensor(values)
 
 
 def network_evaluations(setting: SamplingSetting) -> int:

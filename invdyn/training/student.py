@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -116,8 +115,8 @@ def straighten(
     parameters: list[Tensor] = [p.requires_grad_() for p in student.network.parameters()]
     average = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.Adam(parameters, lr=recipe.learning_rate, fused=True)
-    steps = np.arange(num_batches)
-    for rate, decay in zip(learning_rates(recipe, steps, num_batches), average_decays(recipe, steps), strict=True):
+    rates = learning_rates(recipe, 0, num_batches, num_batches)
+    for rate, decay in zip(rates, average_decays(recipe, 0, num_batches), strict=True):
         optimizer.param_groups[0]["lr"] = 0.5 * float(rate)
         size = (recipe.batch_size,)
         batch = torch.randint(len(seen), size, generator=generator, device=seen.device)

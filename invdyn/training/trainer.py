@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from invdyn.errors import DataError
@@ -45,22 +46,32 @@ def train_step(
     return loss.detach()
 
 
-def learning_rates(
-    recipe: TrainingRecipe, steps: Int[np.ndarray, " steps"], total_steps: int
-) -> Float64[np.ndarray, " steps"]:
-    """Return the learning rates of steps: linear warm-up, then constant or half a cosine to zero."""
+def learning_rates(recipe: TrainingRecipe, first: int, count: int, total_steps: int) -> Float64[np.ndarray, " count"]:
+    """Return the learning rates of `count` steps: linear warm-up, then constant or half a cosine to zero."""
     warmup = max(1, round(recipe.warmup_fraction * total_steps)) if recipe.warmup_fraction else 0
+    return recipe.learning_rate * _shares(recipe.schedule, warmup, first, count, total_steps)
+
+
+@lru_cache(maxsize=8)  # the runs of a population ask for the same
+def _shares(schedule: str, warmup: int, first: int, count: int, total_steps: int) -> Float64[np.ndarray, " count"]:
+    steps = np.arange(first, first + count)
     done = np.maximum(0, steps - warmup) / max(1, total_steps - warmup)
-    share = 0.5 * (1.0 + np.cos(np.pi * done)) if recipe.schedule == "cosine" else np.ones(len(steps))
-    rates: Float64[np.ndarray, " steps"] = recipe.learning_rate * share
-    if warmup:
-        rates *= np.minimum(1.0, (steps + 1) / warmup)
-    return rates
+    shares: Float64[np.ndarray, " count"] = (
+        0.5 * (1.0 + np.cos(np.pi * done)) if schedule == "cosine" else np.ones(count)
+    )
+    return shares * np.minimum(1.0, (steps + 1) / warmup) if warmup else shares
 
 
-def average_decays(recipe: TrainingRecipe, steps: Int[np.ndarray, " steps"]) -> Float64[np.ndarray, " steps"]:
+def average_decays(recipe: TrainingRecipe, first: int, count: int) -> Float64[np.ndarray, " count"]:
     """Return the decays of the moving average: its first steps must forget the random start quickly."""
-    decays: Float64[np.ndarray, " steps"] = np.minimum(recipe.ema_decay or 0.0, (1 + steps) / (10 + steps))
+    decays: Float64[np.ndarray, " count"] = np.minimum(recipe.ema_decay or 0.0, _early_decays(first, count))
+    return decays
+
+
+@lru_cache(maxsize=8)
+def _early_decays(first: int, count: int) -> Float64[np.ndarray, " count"]:
+    steps = np.arange(first, first + count)
+    decays: Float64[np.ndarray, " count"] = (1 + steps) / (10 + steps)
     return decays
 
 
@@ -188,11 +199,11 @@ class Trainer:
         average = self.average_parameters if self.average is not self.model else []
         return Member(self.model, self.optimizer, average)
 
-    def schedule(self, num_steps: int) -> tuple[Float64[np.ndarray, " steps"], Float64[np.ndarray, " steps"]]:
+    def schedule(self, count: int) -> tuple[Float64[np.ndarray, " count"], Float64[np.ndarray, " count"]]:
         """Return the learning rates and the decays of the average of the next steps; each stage has its own."""
         begin, end = self._span(self.step)
-        steps = np.arange(self.step - begin, self.step - begin + num_steps)
-        return learning_rates(self.recipe, steps, end - begin), average_decays(self.recipe, steps)
+        first = self.step - begin
+        return learning_rates(self.recipe, first, count, end - begin), average_decays(self.recipe, first, count)
 
     def advance(self, rates: Float64[np.ndarray, " steps"]) -> None:
         """Count steps that a compiled step has taken at these learning rates."""

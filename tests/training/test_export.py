@@ -18,6 +18,7 @@ from torch import Tensor
 from invdyn.errors import ConfigError
 from invdyn.models import FlowInverseDynamics, InverseDynamics, LinearInverse, MLPRegression
 from invdyn.models.constant_dims import WithConstantDims
+from invdyn.models.flow import SamplingSetting
 from invdyn.statistics import Moments
 from invdyn.training import export
 from invdyn.training.export import describe_program, export_model
@@ -141,6 +142,16 @@ def test_the_number_of_steps_is_fixed_in_the_file(tmp_path: Path) -> None:
     expected = model.sample_from(state, after, noise, num_inference_steps=1, solver="midpoint")
     torch.testing.assert_close(program(state, after, noise), expected)
     assert not torch.allclose(program(state, after, noise), model.sample_from(state, after, noise))
+
+
+def test_calibrated_factors_are_no_constants_of_the_program(tmp_path: Path) -> None:
+    """A constant that is made while sampling stays on the CPU, where machine code for a GPU cannot read it."""
+    model = flow()
+    model.spreads = {SamplingSetting("euler", 3): (1.5,)}  # type: ignore[assignment]
+    program = torch.export.load(export_model(model, tmp_path / "a.pt2", "torch"))
+    buffers = {f"model.{name}" for name, _ in model.named_buffers()}
+    assert set(program.constants) <= buffers
+    assert_same_actions(program.module(), model)
 
 
 def test_what_the_program_takes() -> None:

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -58,7 +57,7 @@ def test_metrics_and_columns(store: TransitionStore, tmp_path: Path) -> None:
     assert [(int(row["step"]), int(row["epoch"])) for row in rows] == [(steps * n, n) for n in (1, 2, 3)]
     assert [metrics["step"] for metrics in seen] == [steps, 2 * steps, 3 * steps]
     assert float(rows[-1]["val_loss"]) == final["val_loss"] == load_checkpoint(config.run_dir).metrics["val_loss"]
-    assert float(rows[-1]["learning_rate"]) == learning_rates(config.training, np.array([3 * steps - 1]), 3 * steps)
+    assert float(rows[-1]["learning_rate"]) == learning_rates(config.training, 3 * steps - 1, 1, 3 * steps)
     assert final["steps_per_s"] > 0
     log = (tmp_path / "run/train.log").read_text()
     assert f"rows (resident); 3 epochs of {steps} steps; 1 worker(s) on cpu\n" in log

@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -26,7 +25,7 @@ RECIPES = [
 
 
 def test_schedule() -> None:
-    cosine, constant, flat, plain = (learning_rates(r, np.arange(100), 100).tolist() for r in RECIPES)
+    cosine, constant, flat, plain = (learning_rates(r, 0, 100, 100).tolist() for r in RECIPES)
     warm = [0.05 * (step + 1) for step in range(10)]
     assert cosine[:10] == constant[:10] == pytest.approx(warm)
     assert constant[10:] == [0.5] * 90
@@ -38,10 +37,9 @@ def test_schedule() -> None:
 
 
 def test_schedule_of_the_shortest_runs() -> None:
-    first = np.array([0])
-    assert learning_rates(RECIPES[0], first, 1) == 0.5
-    assert learning_rates(RECIPES[3], first, 1) == 0.5
-    assert learning_rates(TrainingRecipe(learning_rate=0.5), first, 3) == 0.5
+    assert learning_rates(RECIPES[0], 0, 1, 1) == 0.5
+    assert learning_rates(RECIPES[3], 0, 1, 1) == 0.5
+    assert learning_rates(TrainingRecipe(learning_rate=0.5), 0, 1, 3) == 0.5
 
 
 def make_trainer(**recipe: Any) -> Trainer:
@@ -112,9 +110,9 @@ def test_a_base_is_trained_first_and_then_fixed_at_its_average() -> None:
     train(11)
     assert not torch.equal(flat(base), start[0])
     assert torch.equal(flat([others[0], others[1].weight]), start[1])
-    assert trainer.schedule(1)[0] == learning_rates(config.training, np.array([11]), 12)
+    assert trainer.schedule(1)[0] == learning_rates(config.training, 11, 1, 12)
     assert train(4).shape == (4,)  # across the boundary
-    assert trainer.schedule(1)[0] == learning_rates(config.training, np.array([3]), 28)
+    assert trainer.schedule(1)[0] == learning_rates(config.training, 3, 1, 28)
     averaged = flat(trainer.average.conditional.parameters_of_mean())  # type: ignore[union-attr,operator]
     assert torch.equal(flat(base), averaged)
     train(5)
