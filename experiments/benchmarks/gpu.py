@@ -33,7 +33,7 @@ from invdyn.training.run_config import resolve_device
 from invdyn.transitions.store import TransitionStore
 
 POPULATIONS, SMOKE_POPULATIONS = (8, 32, 256), (2,)
-SAMPLED = {1: 200, 1000: 200, 100_000: 20, 1_000_000: 5}  # rows: calls of ours in a round
+SAMPLED = {1: 20, 1000: 20, 100_000: 20, 1_000_000: 5}  # rows: calls of ours in a round
 SMOKE_SAMPLED = {1: 20, 100: 20}
 SMOKE_EPISODES = 400
 MATRIX, SMOKE_MATRIX = 8192, 256
@@ -178,10 +178,10 @@ def main() -> None:
             return
         found = samplers(device, Path(folder), compiled=compiled)
         sampled = SMOKE_SAMPLED if args.smoke else SAMPLED
-        sampling = [
-            row for batch, calls in sampled.items() for row in sampling_rows(found, batch, calls, device, args.rounds)
-        ]
-    report("gpu_sampling", f"sampling one action per row on {name}", sampling, args.output)
+        for batch, calls in sampled.items():
+            rows = sampling_rows(found, batch, calls, device, args.rounds)
+            title = f"sampling one action per row, batches of {batch:,}, on {name}"
+            report(f"gpu_sampling_{batch}", title, rows, args.output)
 
 
 if __name__ == "__main__":

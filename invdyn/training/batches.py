@@ -10,7 +10,7 @@ import copy
 import os
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +25,7 @@ from invdyn.models.base import InverseDynamics
 from invdyn.transitions.store import Part, TransitionStore
 
 STEPS_PER_CHUNK = 64
+SHUFFLING_THREADS = 4
 CHUNK_ROWS = 131_072
 """Chunks of large batches hold fewer steps: gathered into memory that is fresh each time, they would cost more."""
 
@@ -133,13 +134,27 @@ class PopulationBatches:
         self.batch_size, self.seeds = batch_size, seeds
         self.steps_per_epoch = count_steps(len(self.context), batch_size)
         self.steps_per_chunk = Share(batch_size).chunk_rows // batch_size
+        self.threads = ThreadPoolExecutor(min(len(seeds), SHUFFLING_THREADS))
+        self.drawn: tuple[int, list[Future[Tensor]]] = (-1, [])
 
     def epoch(self, epoch: int) -> Iterator[Rows]:
         """Yield the epoch's chunks: (context, target), each (steps, runs, batch, columns)."""
-        orders = torch.stack([epoch_order(len(self.context), seed, epoch) for seed in self.seeds])
-        batches = orders[:, : self.steps_per_epoch * self.batch_size].unflatten(1, (-1, self.batch_size))
-        for index in batches.transpose(0, 1).contiguous().to(self.context.device).split(self.steps_per_chunk):
-            yield self.context[index], self.target[index]
+        _, orders = self.drawn if self.drawn[0] == epoch else self._draw_orders(epoch)
+        # While this epoch is trained: for hundreds of runs on a GPU, their orders take as long as their steps.
+        self.drawn = self._draw_orders(epoch + 1)
+        index = torch.stack([order.result() for order in orders]).to(self.context.device)
+        for chunk in index.unflatten(1, (-1, self.batch_size)).split(self.steps_per_chunk, dim=1):
+            by_step = chunk.transpose(0, 1).contiguous()
+            yield self.context[by_step], self.target[by_step]
+
+    def _draw_orders(self, epoch: int) -> tuple[int, list[Future[Tensor]]]:
+        """Start to draw the order of each run, (rows of whole batches,) int32."""
+        rows = self.steps_per_epoch * self.batch_size
+
+        def draw(seed: int) -> Tensor:
+            return epoch_order(len(self.context), seed, epoch)[:rows].int()
+
+        return epoch, [self.threads.submit(draw, seed) for seed in self.seeds]
 
 
 class StreamingBatches:

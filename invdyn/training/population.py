@@ -26,10 +26,10 @@ from invdyn.models.registry import build_model
 from invdyn.training.attempt import attempting
 from invdyn.training.batches import PopulationBatches, Rows, epoch_generator, fits_in_memory, load_rows
 from invdyn.training.checkpoint import list_checkpoints, read_metrics
-from invdyn.training.compiled import CompiledStep, has_compiler
+from invdyn.training.compiled import CompiledStep
 from invdyn.training.loop import (
-    COMPILE_PAYS_STEPS,
     NOISE_STREAM,
+    compiling_pays,
     diverged,
     make_trainer,
     open_store,
@@ -218,7 +218,7 @@ def _restore(configs: Sequence[RunConfig], trainers: Sequence[Trainer]) -> int:
 
 
 def _compiled(config: RunConfig, device: torch.device, steps: int) -> bool:
-    return config.compile if config.compile is not None else steps >= COMPILE_PAYS_STEPS and has_compiler(device)
+    return config.compile if config.compile is not None else compiling_pays(steps, device)
 
 
 def _train(

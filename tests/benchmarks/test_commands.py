@@ -84,7 +84,7 @@ def test_gpu_on_a_cpu(load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     flags = ("--device", "cpu", "--smoke", "--no_compile", "--rounds", "1", "--output", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["gpu.py", *flags])
     load("gpu").main()
-    assert "sample(), 2 step(s), batch 100" in read_rows(tmp_path / "gpu_sampling.json")
+    assert "sample(), 2 step(s), batch 100" in read_rows(tmp_path / "gpu_sampling_100.json")
     training = read_rows(tmp_path / "gpu_training.json")
     assert list(training) == ["reference loop", "same network, eager", "default model, eager"]
     assert all(0 < row["share of float32 limit"] < 1 for row in training.values())

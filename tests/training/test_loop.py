@@ -221,7 +221,7 @@ def test_the_step_of_a_long_run_is_compiled(
 ) -> None:
     """A continued run keeps the kind of step it started with, whatever is there now."""
     config = run_config(store, tmp_path / "run", num_epochs=2, checkpoints=2)
-    long = loop.COMPILE_PAYS_STEPS
+    long = loop.COMPILE_PAYS_STEPS["cpu"]
     monkeypatch.setattr(loop, "has_compiler", lambda device: True)
     assert loop.choose_compiled(config, CPU, long)
     assert not loop.choose_compiled(config, CPU, long - 1)
