@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from jaxtyping import Float, Num
 
 Levels = Float[np.ndarray, "rows *dims"]
@@ -116,10 +117,9 @@ def _distance_to_neighbour(
     points: Float[np.ndarray, "rows points dims"], nearest: int
 ) -> Float[np.ndarray, "rows points"]:
     """Return the distance of each point of a row to the `nearest`-th nearest other point of that row."""
-    if points.shape[2] == 1:
-        distance = np.abs(points - points.swapaxes(1, 2))
-    else:
-        distance = np.linalg.norm(points[:, :, None] - points[:, None], axis=3)
-    # The point itself is its nearest, at distance 0.
-    found: Float[np.ndarray, "rows points"] = np.partition(distance, nearest, axis=2)[..., nearest]
+    # Not by a product, which would round: differences of 1e-5 count.
+    values = torch.from_numpy(points)
+    distance = torch.cdist(values, values, compute_mode="donot_use_mm_for_euclid_dist").numpy()
+    distance.partition(nearest, axis=2)
+    found: Float[np.ndarray, "rows points"] = distance[..., nearest]  # the point itself is its nearest, at distance 0
     return found

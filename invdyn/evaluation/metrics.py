@@ -147,6 +147,7 @@ def crps(samples: Samples, truth: Rows) -> Float[np.ndarray, "rows dims"]:
     count = len(samples)
     to_truth = np.abs(samples - truth).mean(axis=0)
     weights = (2.0 * np.arange(count) - count + 1) / (count * (count - 1) / 2)
-    between = np.tensordot(weights, np.sort(samples, axis=0), axes=1)
+    by_value = np.ascontiguousarray(np.moveaxis(samples, 0, -1))  # sorts twice as fast as the samples of many values
+    between = np.sort(by_value, axis=-1) @ weights
     scores: Float[np.ndarray, "rows dims"] = to_truth - between / 2
     return scores

@@ -140,9 +140,7 @@ def quality_of_settings(
             )
         best = _best(found)
         model.spreads = {best.setting: best.spread}
-        others = judge.actions_of(
-            model._targets_from_noise(judge.context, fresh, best.num_inference_steps, best.solver)
-        )
+        others = judge.actions_of(model.targets_in_blocks(judge.context, fresh, best.num_inference_steps, best.solver))
     truth = judge.truth
     scores = [
         energy_scores(actions, truth, std)
@@ -226,12 +224,12 @@ class _Judge:
         self.noise = torch.randn(shape, generator=self.generator, device=model.device)
         self.context, self.target = model.encode(rows["state"], rows["action"], rows["next_state"])
         self.base = model.encode_transition(rows["state"], rows["next_state"])[1]
-        self.mean = model._targets_from_noise(self.context, self.noise, 1, "euler")
+        self.mean = model.targets_in_blocks(self.context, self.noise, 1, "euler")
 
     def draw(self, setting: SamplingSetting) -> tuple[Float[Tensor, "samples rows target"], float]:
         """Return targets and the seconds that they took."""
         started = time.perf_counter()
-        drawn = self.model._targets_from_noise(self.context, self.noise, setting.num_inference_steps, setting.solver)
+        drawn = self.model.targets_in_blocks(self.context, self.noise, setting.num_inference_steps, setting.solver)
         if drawn.is_cuda:
             torch.cuda.synchronize()
         return drawn, time.perf_counter() - started
@@ -312,8 +310,8 @@ def _best_spreads(
     It is the one whose 90% intervals come nearest to holding 90%, of those whose continuous ranked probability score is
     within 1% (or noise) of the lowest; 1 where neither is proven wrong.
     """
-    centre, off, truth = (values.double().cpu().numpy() for values in (mean, samples - mean, target))
-    best = [_best_spread(centre[..., dim], off[..., dim], truth[:, dim]) for dim in range(truth.shape[1])]
+    by_dim = (values.double().movedim(-1, 0).contiguous().cpu().numpy() for values in (mean, samples - mean, target))
+    best = [_best_spread(*each) for each in zip(*by_dim, strict=True)]
     return torch.tensor(best, dtype=samples.dtype, device=samples.device)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from invdyn.errors import ConfigError
-from invdyn.models import FlowInverseDynamics
+from invdyn.models import FlowInverseDynamics, flow
 from invdyn.models.flow import PredictionKind, SamplingSetting
 from invdyn.models.velocity import NetworkKind
 from tests.models.rows import make_rows, moments_of
@@ -172,6 +172,22 @@ def test_no_sample_lies_farther_out_than_training_targets() -> None:
     _, found = model.condition(context)
     assert found is not None
     torch.testing.assert_close(targets[0], found.mean + 30.0 * found.log_scale.exp())
+
+
+@pytest.mark.parametrize(("num_samples", "rows"), [(3, 19), (8, 19), (1, 5)])
+def test_samples_that_are_carried_block_by_block_are_those_carried_at_once(
+    num_samples: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = FlowInverseDynamics(3, 2, 4, (8, 8), network="mlp", prediction="angular", base="mlp", base_dims=(8, 8))
+    states = torch.randn(2, rows, 3, generator=seeded(0)).unbind()
+    at_once = model.sample(*states, num_samples, generator=seeded(1))
+    calls = []
+    whole = model._targets_from_noise
+    monkeypatch.setattr(model, "_targets_from_noise", lambda *args: calls.append(len(args[0])) or whole(*args))
+    monkeypatch.setattr(flow, "BLOCK_ROWS", 6)
+    torch.testing.assert_close(model.sample(*states, num_samples, generator=seeded(1)), at_once)
+    assert sum(calls) == rows
+    assert num_samples * max(calls) <= max(6, num_samples)
 
 
 def test_only_validated_ways_of_sampling_are_accepted() -> None:
