@@ -7,9 +7,10 @@ import torch
 
 from invdyn.errors import ConfigError
 from invdyn.models.flow import FlowInverseDynamics, SamplingSetting
+from invdyn.models.recipe import TrainingRecipe
 from invdyn.training.checkpoint import load_checkpoint
 from invdyn.training.distributed import train
-from invdyn.training.student import STUDENT, TEACHER, draw_pairs, network_time, straighten
+from invdyn.training.student import STUDENT, TEACHER, draw_pairs, match_ends, network_time, straighten
 from invdyn.transitions.store import TransitionStore
 from tests.training.runs import FLOW, LINEAR, make_dataset, run_config
 
@@ -38,6 +39,26 @@ def test_a_student_goes_where_its_teacher_goes_in_fewer_steps(
     own, others = ((m.carry(seen, x_0[None], one)[0] - x_1).square().mean() for m in (student, teacher))
     assert own < 0.3 * others
     assert torch.equal(teacher.carry(seen, x_0[None], TEACHER)[0], x_1)
+
+
+def test_few_samples_end_between_two_branches() -> None:
+    """Where near noise leads to either branch, least squares goes between them; the least distance to one of them."""
+    torch.manual_seed(0)
+    random = torch.Generator().manual_seed(0)
+    student = FlowInverseDynamics(2, 1, 4, (16, 16), network="mlp", prediction="angular")
+    x_0 = torch.randn(8000, 1, generator=random)
+    blurred = x_0 + 0.3 * torch.randn(8000, 1, generator=random)
+    pairs = torch.zeros(8000, student.context_dim), x_0, torch.where(blurred > 0.3, 1.0, -1.0)
+    recipe = TrainingRecipe(batch_size=64, learning_rate=1e-2, ema_decay=0.99)
+    straight = straighten(student, pairs, 2, recipe, 300, random)
+    longer = straighten(straight, pairs, 2, recipe, 900, random)
+    matched = match_ends(straight, pairs, 2, recipe, 900, random)
+    setting = SamplingSetting("euler", 2)
+    ends = [model.carry(pairs[0], x_0[None], setting)[0] for model in (longer, matched)]
+    between = [float((end.abs() < 0.7).double().mean()) for end in ends]
+    assert between[1] < 0.7 * between[0]
+    assert (ends[1].sign() == (x_0 - 0.3).sign()).double().mean() > 0.95
+    assert not any(parameter.requires_grad for parameter in matched.parameters())
 
 
 def test_a_recipe_trains_one_beside_its_run(store: TransitionStore, tmp_path: Path) -> None:
