@@ -65,6 +65,8 @@ def test_a_recipe_trains_one_beside_its_run(store: TransitionStore, tmp_path: Pa
     model = {**FLOW, "prediction": "angular", "num_inference_steps": None}
     train(run_config(store, tmp_path / "run", model, num_epochs=2, student_steps=3), local=True)
     student = load_checkpoint(tmp_path / "run" / STUDENT)
+    said = (tmp_path / "run" / "train.log").read_text().splitlines()[-2:]
+    assert said == ["training a student that samples in 3 step(s)", f"student: {tmp_path / 'run' / STUDENT}"]
     assert isinstance(student.model, FlowInverseDynamics)
     assert student.model.validated == {SamplingSetting("euler", 3)}
     assert student.model.sample(torch.zeros(2, 2), torch.zeros(2, 2)).shape == (1, 2, 1)
