@@ -10,7 +10,17 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("training", "sampling", "accuracy", "extraction", "loaders", "sweep_overhead", "startup", "scaling")
+NAMES = (
+    "training",
+    "sampling",
+    "accuracy",
+    "students",
+    "extraction",
+    "loaders",
+    "sweep_overhead",
+    "startup",
+    "scaling",
+)
 
 
 def import_seconds() -> float:

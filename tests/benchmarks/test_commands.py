@@ -106,6 +106,17 @@ def test_accuracy(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(row["spread (max - min)"] == 0 for row in rows.values())
 
 
+def test_students(load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    flags = ("--eager", "--budget_s", "0.2", "--seeds", "1", "--episodes", "100", "--steps", "2", "1")
+    monkeypatch.setattr(sys, "argv", ["students.py", "--output", str(tmp_path), *flags])
+    load("students").main()
+    rows = read_rows(tmp_path / "students.json")
+    assert list(rows) == ["flow, as chosen", "student, 2 step(s)", "student, 1 step(s)"]
+    assert [row["network evaluations"] for row in rows.values()][1:] == [2, 1]
+    assert all(row["CPU-s"] > 0 and 0 < row["energy score"] < 2 for row in rows.values())
+    assert all(0 <= row["force error"] < 3 and 0 <= row["C2ST"] <= 1 for row in rows.values())
+
+
 def test_extraction(run: Any, tmp_path: Path, ray_session: None) -> None:
     (tmp_path / "work").mkdir()
     sizes = ["--gigabytes", "0.0001", "--shards", "2", "--warm_up_gb", "0", "--folder", str(tmp_path / "work")]
@@ -184,13 +195,13 @@ def test_run_starts_each_once_and_ends_with_the_first_that_fails(
 
     monkeypatch.setattr(script.subprocess, "run", record)
     assert exit_code(script, monkeypatch) == 7
-    assert started == ["training", "sampling", "accuracy", "extraction"]
+    assert started == ["training", "sampling", "accuracy", "students", "extraction"]
     started.clear()
     assert exit_code(script, monkeypatch, "sweep_overhead", "training") == 0
     assert started == ["sweep_overhead", "training"]
     assert "import invdyn: 0.123 s" in capsys.readouterr().out
     assert exit_code(script, monkeypatch, "trainer") == 2
-    names = "training, sampling, accuracy, extraction, loaders, sweep_overhead, startup, scaling"
+    names = "training, sampling, accuracy, students, extraction, loaders, sweep_overhead, startup, scaling"
     assert f"NAME must be of {names}, got trainer" in capsys.readouterr().err
     assert started == ["sweep_overhead", "training"]
 
