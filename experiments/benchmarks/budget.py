@@ -33,12 +33,14 @@ class Trained:
 
     Attributes:
         model: in eval mode.
+        run: that trained it.
         epochs: passes over the training rows; 0 for a model without steps.
         cpu_s: CPU time of the training itself: loading of the rows, steps and the checkpoint.
         compile_cpu_s: CPU time of compiling the step, which is not in `cpu_s`.
     """
 
     model: InverseDynamics
+    run: RunConfig
     epochs: int
     cpu_s: float
     compile_cpu_s: float
@@ -84,11 +86,13 @@ def train_within(
     )
     probe = _timed(run)
     if not build_model(run.model, store.state_dim, store.action_dim, store.history, store.horizon).trainable:
-        return Trained(load_model(run.run_dir).eval(), 0, probe.cpu_s, 0.0)
+        return Trained(load_model(run.run_dir).eval(), run, 0, probe.cpu_s, 0.0)
     epochs = max(1, round(share * (budget_s - probe.other_s) / probe.epoch_s))
     run = run.replace(run_dir=str(folder / "full"), training=run.training.replace(num_epochs=epochs))
     full = _timed(run)
-    return Trained(load_model(run.run_dir).eval(), epochs, full.cpu_s, max(probe.compile_cpu_s, full.compile_cpu_s))
+    return Trained(
+        load_model(run.run_dir).eval(), run, epochs, full.cpu_s, max(probe.compile_cpu_s, full.compile_cpu_s)
+    )
 
 
 @dataclass(frozen=True)

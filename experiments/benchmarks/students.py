@@ -19,11 +19,11 @@ from measure import RESULTS, cpu_seconds, report
 from problem import ROOT, problem
 from problems import PROBLEMS
 
+from invdyn.models.base import InverseDynamics
 from invdyn.models.flow import FlowInverseDynamics
 from invdyn.models.registry import load_model_config
 from invdyn.training.batches import count_steps
-from invdyn.training.checkpoint import load_checkpoint
-from invdyn.training.run_config import RunConfig
+from invdyn.training.checkpoint import load_model
 from invdyn.training.student import train_student
 from invdyn.training.validation import Validation
 
@@ -57,15 +57,14 @@ def main() -> None:
         store = problem(args.problem, folder, args.episodes)
         rows = held_out(store, "test")
 
-        def add(name: str, model: FlowInverseDynamics, seed: int, cpu_s: float) -> None:
+        def add(name: str, model: InverseDynamics, seed: int, cpu_s: float) -> None:
             found.setdefault(name, []).append({**judge(predict(model, rows, seed), rows, seed), "cpu_s": cpu_s})
 
         for seed in range(args.seeds):
             trained = train_within(config, store, args.budget_s, seed, Path(folder), compiled=not args.eager)
-            flow = trained.model
+            flow, run = trained.model, trained.run
             assert isinstance(flow, FlowInverseDynamics), args.config
             add("flow, as chosen", flow, seed, trained.cpu_s)
-            run = RunConfig.load(Path(folder) / f"{config.name}-{seed}" / "full")
             flow_steps = trained.epochs * count_steps(store.num_rows("train"), run.training.batch_size)
             validation = Validation.load(flow, store, run, flow.device)
             for steps in args.steps:
@@ -73,9 +72,7 @@ def main() -> None:
                 started = cpu_seconds()
                 where = train_student(own, flow, store, validation, flow_steps)
                 taken = cpu_seconds() - started
-                student = load_checkpoint(where).model
-                assert isinstance(student, FlowInverseDynamics)
-                add(f"student, {steps} step(s)", student.eval(), seed, taken)
+                add(f"student, {steps} step(s)", load_model(where), seed, taken)
                 shutil.rmtree(where)
     table = [
         {

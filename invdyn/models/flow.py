@@ -249,8 +249,8 @@ class FlowInverseDynamics(InverseDynamics):
         self,
         context: Float[Tensor, "batch context"],
         noise: Float[Tensor, "samples batch noise"],
-        num_inference_steps: int | None = None,
-        solver: str | None = None,
+        num_inference_steps: int | None,
+        solver: str | None,
     ) -> Float[Tensor, "samples batch target"]:
         """Return the targets that noise becomes: on a CPU block by block, whose activations stay in its cache.
 
@@ -260,11 +260,10 @@ class FlowInverseDynamics(InverseDynamics):
             num_inference_steps: as in `sample`.
             solver: as in `sample`.
         """
+        setting = self._setting(num_inference_steps, solver)
+        seen, found = self.condition(context)
         rows = max(1, BLOCK_ROWS // len(noise)) if context.device.type == "cpu" else len(context)
-        if len(context) <= rows:
-            return self._targets_from_noise(context, noise, num_inference_steps, solver)
-        blocks = zip(context.split(rows), noise.split(rows, dim=1), strict=True)
-        return torch.cat([self._targets_from_noise(*block, num_inference_steps, solver) for block in blocks], dim=1)
+        return _on_base(self.carry_in_blocks(seen, noise, setting, rows), found)
 
     @override
     def _targets_from_noise(
@@ -276,10 +275,7 @@ class FlowInverseDynamics(InverseDynamics):
     ) -> Float[Tensor, "samples batch target"]:
         setting = self._setting(num_inference_steps, solver)
         seen, found = self.condition(context)
-        x_1 = self.carry(seen, noise, setting)
-        if found is None:
-            return x_1
-        return found.mean + found.log_scale.exp() * x_1.clamp(-LARGEST_TARGET, LARGEST_TARGET)
+        return _on_base(self.carry(seen, noise, setting), found)
 
     def condition(
         self, context: Float[Tensor, "batch context"]
@@ -301,6 +297,19 @@ class FlowInverseDynamics(InverseDynamics):
         first = FirstEvaluation(velocity)
         x_1 = method.integrate(first, x_0, setting.num_inference_steps)
         return torch.lerp(first.end, x_1, _vector(spread, x_1))
+
+    def carry_in_blocks(
+        self,
+        seen: Float[Tensor, "batch seen"],
+        x_0: Float[Tensor, "samples batch target"],
+        setting: SamplingSetting,
+        rows: int,
+    ) -> Float[Tensor, "samples batch target"]:
+        """Return what `carry` does, of so many rows at once."""
+        if len(seen) <= rows:
+            return self.carry(seen, x_0, setting)
+        blocks = zip(seen.split(rows), x_0.split(rows, dim=1), strict=True)
+        return torch.cat([self.carry(*block, setting) for block in blocks], dim=1)
 
     def spread_of(self, setting: SamplingSetting | None = None) -> tuple[float, ...] | None:
         """Return the calibrated factors on the spread of samples, one per target dimension; None for 1.
@@ -402,6 +411,15 @@ class FlowInverseDynamics(InverseDynamics):
                 target = mean + (target - mean) / spread
                 volume = volume + spread.log().sum()
             return flow_log_prob(velocity, target) - volume
+
+
+def _on_base(
+    x_1: Float[Tensor, "samples batch target"], found: Conditional | None
+) -> Float[Tensor, "samples batch target"]:
+    """Return the targets of what `carry` gives."""
+    if found is None:
+        return x_1
+    return found.mean + found.log_scale.exp() * x_1.clamp(-LARGEST_TARGET, LARGEST_TARGET)
 
 
 def _vector(values: Sequence[float], like: Tensor) -> Float[Tensor, " values"]:

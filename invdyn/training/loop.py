@@ -106,8 +106,8 @@ def _train(
             tracker.check()
         if not metrics and epoch == config.training.num_epochs:  # the run had ended already
             metrics = read_metrics(list_checkpoints(config.run_dir)[-1])
-        if validation is not None and tracker is not None:
-            settle_run(config, trainer, store, validation, tracker)
+        if recorder is not None:
+            settle_run(recorder, store)
         if tracker:
             tracker.summarize(worker.on_trained(trainer.average.eval()))
         failed = False
@@ -117,17 +117,16 @@ def _train(
             tracker.close(exit_code=int(failed))
 
 
-def settle_run(
-    config: RunConfig, trainer: Trainer, store: TransitionStore, validation: Validation, tracker: Tracker
-) -> None:
+def settle_run(recorder: Recorder, store: TransitionStore) -> None:
     """Do what follows the last step: choose how a flow samples, and train its student if it is to have one."""
+    config, trainer = recorder.config, recorder.trainer
     settle_sampling(config, trainer.average.eval(), store)
     steps = config.training.student_steps
     if steps is not None:
         assert isinstance(trainer.average, FlowInverseDynamics)  # check_student
-        tracker.console(f"training a student that samples in {steps} step(s)")
-        folder = train_student(config, trainer.average, store, validation, trainer.total_steps)
-        tracker.console(f"student: {folder}")
+        recorder.tracker.console(f"training a student that samples in {steps} step(s)")
+        folder = train_student(config, trainer.average, store, recorder.validation, trainer.total_steps)
+        recorder.tracker.console(f"student: {folder}")
 
 
 def open_store(config: RunConfig) -> TransitionStore:

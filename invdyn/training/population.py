@@ -268,7 +268,7 @@ def _finish(run: _Run, store: TransitionStore) -> Metrics | InvdynError:
     recorder = run.recorder
     metrics = recorder.metrics or read_metrics(list_checkpoints(recorder.config.run_dir)[-1])
     model = recorder.trainer.average.eval()
-    settle_run(recorder.config, recorder.trainer, store, recorder.validation, recorder.tracker)
+    settle_run(recorder, store)
     recorder.tracker.summarize(recorder.worker.on_trained(model))
     run.recorder.metrics = metrics
     return metrics

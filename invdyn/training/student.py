@@ -101,8 +101,7 @@ def draw_pairs(teacher: FlowInverseDynamics, rows: Rows, generator: torch.Genera
     order = torch.cat(passes)[:MAX_PAIRS]
     seen, _ = teacher.condition(context[order])
     x_0 = torch.randn(len(order), teacher.target_dim, generator=generator, device=context.device)
-    blocks = zip(seen.split(BLOCK_ROWS), x_0.split(BLOCK_ROWS), strict=True)
-    return seen, x_0, torch.cat([teacher.carry(block, noise[None], TEACHER)[0] for block, noise in blocks])
+    return seen, x_0, teacher.carry_in_blocks(seen, x_0[None], TEACHER, BLOCK_ROWS)[0]
 
 
 def straighten(
@@ -124,16 +123,15 @@ def straighten(
         generator: of batches and times.
     """
     seen, x_0, x_1 = pairs
-    student = _trainable_copy(teacher)
 
-    def loss() -> Float[Tensor, ""]:
+    def loss(student: FlowInverseDynamics) -> Float[Tensor, ""]:
         size = (recipe.batch_size,)
         batch = torch.randint(len(seen), size, generator=generator, device=seen.device)
         index = torch.randint(num_steps, (*size, 1), generator=generator, device=seen.device)
         time = network_time(index / num_steps, student.prediction)
         return student.flow_loss(seen[batch], x_1[batch], x_0[batch], time)
 
-    return _optimize(student, loss, recipe, num_batches)
+    return _train_copy(teacher, loss, recipe, num_batches)
 
 
 def match_ends(
@@ -155,38 +153,34 @@ def match_ends(
         generator: of batches.
     """
     seen, x_0, x_1 = pairs
-    student = _trainable_copy(straight)
     setting = SamplingSetting("euler", num_steps)
 
-    def loss() -> Float[Tensor, ""]:
+    def loss(student: FlowInverseDynamics) -> Float[Tensor, ""]:
         size = (END_BATCHES * recipe.batch_size,)
         batch = torch.randint(len(seen), size, generator=generator, device=seen.device)
         off = student.carry(seen[batch], x_0[batch][None], setting)[0] - x_1[batch]
         return (off.square().sum(dim=1) + ROUNDING**2).sqrt().mean()
 
-    return _optimize(student, loss, recipe, num_batches)
+    return _train_copy(straight, loss, recipe, num_batches)
 
 
-def _trainable_copy(flow: FlowInverseDynamics) -> FlowInverseDynamics:
-    """Return an uncalibrated copy whose network alone has gradients."""
+def _train_copy(
+    flow: FlowInverseDynamics,
+    loss: Callable[[FlowInverseDynamics], Tensor],
+    recipe: TrainingRecipe,
+    num_batches: int,
+) -> FlowInverseDynamics:
+    """Return an uncalibrated copy with the moving average of its network's weights in training, in eval mode."""
     student = copy.deepcopy(flow)
     student.spreads, student.validated = {}, None
-    student.network.requires_grad_()
-    return student
-
-
-def _optimize(
-    student: FlowInverseDynamics, loss: Callable[[], Tensor], recipe: TrainingRecipe, num_batches: int
-) -> FlowInverseDynamics:
-    """Return the student with the moving average of its network's weights, in eval mode."""
-    parameters: list[Tensor] = list(student.network.parameters())
+    parameters: list[Tensor] = [p.requires_grad_() for p in student.network.parameters()]
     average = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.Adam(parameters, lr=recipe.learning_rate, fused=True)
     rates = learning_rates(recipe, 0, num_batches, num_batches)
     for rate, decay in zip(rates, average_decays(recipe, 0, num_batches), strict=True):
         optimizer.param_groups[0]["lr"] = 0.5 * float(rate)
         optimizer.zero_grad(set_to_none=True)
-        loss().backward()
+        loss(student).backward()
         optimizer.step()
         torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 1.0 - float(decay))
     with torch.no_grad():

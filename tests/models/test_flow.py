@@ -182,8 +182,8 @@ def test_samples_that_are_carried_block_by_block_are_those_carried_at_once(
     states = torch.randn(2, rows, 3, generator=seeded(0)).unbind()
     at_once = model.sample(*states, num_samples, generator=seeded(1))
     calls = []
-    whole = model._targets_from_noise
-    monkeypatch.setattr(model, "_targets_from_noise", lambda *args: calls.append(len(args[0])) or whole(*args))
+    whole = model.carry
+    monkeypatch.setattr(model, "carry", lambda *args: calls.append(len(args[0])) or whole(*args))
     monkeypatch.setattr(flow, "BLOCK_ROWS", 6)
     torch.testing.assert_close(model.sample(*states, num_samples, generator=seeded(1)), at_once)
     assert sum(calls) == rows
