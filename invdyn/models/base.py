@@ -163,9 +163,15 @@ class InverseDynamics(nn.Module, ABC):
     def squared_error(
         self, prediction: Float[Tensor, "batch target"], target: Float[Tensor, "batch target"]
     ) -> Float[Tensor, ""]:
-        """Return the mean squared error of a regression, its directions weighed: see `Normalization.error_weight`."""
+        """Return the mean squared error of a regression, its directions weighed."""
+        return self.weighed_error(prediction, target).square().mean()
+
+    def weighed_error(
+        self, prediction: Float[Tensor, "batch target"], target: Float[Tensor, "batch target"]
+    ) -> Float[Tensor, "batch target"]:
+        """Return the error of a regression, its directions weighed: see `Normalization.error_weight`."""
         error = prediction - target
-        return (error if self.target_dim == 1 else error @ self.error_weight).square().mean()
+        return error if self.target_dim == 1 else error @ self.error_weight
 
     def encode(
         self,

@@ -15,17 +15,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from invdyn.models.networks import hidden_layers
+from invdyn.models.networks import distance, hidden_layers
 
 SCALE_WIDTH = 32
 MIN_LOG_SCALE = -16.0
+
+ROUNDING = 0.02
+"""Errors far below it, in units of the target's spread, are minimised by their square (see `distance`)."""
 
 
 class Conditional(NamedTuple):
     """What is known of a target from its transition alone.
 
     Attributes:
-        mean: (batch, dim).
+        mean: (batch, dim), trained by distance: where several targets are right, their median rather than their mean.
         log_scale: (batch, dim), natural logarithm of the spread.
         features: (batch, width), of the last hidden layer.
     """
@@ -42,11 +45,12 @@ class ConditionalBase(nn.Module):
         context_dim: size of the context.
         dim: size of the target.
         widths: hidden layers.
+        gates: how many units of the first layer are gated.
     """
 
-    def __init__(self, context_dim: int, dim: int, widths: Sequence[int]) -> None:
+    def __init__(self, context_dim: int, dim: int, widths: Sequence[int], gates: int = 0) -> None:
         super().__init__()
-        self.trunk = nn.Sequential(*hidden_layers(context_dim, widths))
+        self.trunk = nn.Sequential(*hidden_layers(context_dim, widths, gates))
         self.mean = nn.Linear(widths[-1], dim)
         self.log_scale = nn.Sequential(nn.Linear(widths[-1], SCALE_WIDTH), nn.SiLU(), nn.Linear(SCALE_WIDTH, dim))
 
@@ -62,7 +66,7 @@ class ConditionalBase(nn.Module):
     def forward(self, context: Float[Tensor, "batch context"]) -> Conditional:
         """Return mean, spread and features; the spread's gradient stops at the features.
 
-        The mean is trained by least squares alone: the likelihood of a spread that may still be wrong would weigh rows
+        The mean is trained by its distance alone: the likelihood of a spread that may still be wrong would weigh rows
         by it and slow the mean down by an order of magnitude. A spread is below 1, that of the target over all rows:
         where it would come out larger, the row is unlike those trained on. The bound is a sigmoid: a clamp has no
         gradient, and rows that begin above it would stay there.
@@ -73,8 +77,8 @@ class ConditionalBase(nn.Module):
 
 
 def conditional_loss(found: Conditional, target: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
-    """Return the mean squared error of the mean plus the Gaussian negative log likelihood of the spread."""
+    """Return the distance of the mean plus the Gaussian negative log likelihood of the spread."""
     error = target - found.mean
     fixed = error.detach()
     likelihood = found.log_scale + 0.5 * (fixed * torch.exp(-found.log_scale)).square()
-    return (error.square() + likelihood).mean()
+    return distance(error, ROUNDING) + likelihood.mean()

@@ -20,8 +20,9 @@ from typing_extensions import override
 from invdyn.errors import ConfigError
 from invdyn.models.base import InverseDynamics, Noise
 from invdyn.models.bounds import ActionBounds, BoundRule, Bounds
-from invdyn.models.conditional_base import Conditional, ConditionalBase, conditional_loss
+from invdyn.models.conditional_base import ROUNDING, Conditional, ConditionalBase, conditional_loss
 from invdyn.models.density import flow_log_prob
+from invdyn.models.networks import distance
 from invdyn.models.solvers import QUARTER_TURN, Velocity, get_solver
 from invdyn.models.velocity import NETWORKS, NetworkKind, VelocityNetwork
 
@@ -63,8 +64,9 @@ class FlowInverseDynamics(InverseDynamics):
             cos(angle) x_0 + sin(angle) x_1 at inputs of unit variance, which gives both the mean (one "euler" step)
             and calibrated samples (angular solvers).
         base: "linear" to carry noise to the whitened residual of the ridge solution; "mlp" to put a regression with a
-            spread of its own, trained jointly, on top of it (see `ConditionalBase`); "none".
+            spread of its own, trained first, on top of it (see `ConditionalBase`); "none".
         base_dims: hidden layers of the "mlp" base; the network sees the features of the last one.
+        base_gates: how many units of the first of them are gated (see `GatedSiLU`).
         normalize: standardise inside the model.
         solver: name of the solver, see `invdyn.models.solvers`.
         action_bounds: (low, high), each one number or one per action dimension; None for unbounded actions.
@@ -73,8 +75,8 @@ class FlowInverseDynamics(InverseDynamics):
         horizon: number of actions predicted.
 
     Raises:
-        ConfigError: when a size is below 1, `diffusion_step_embed_dim` is odd, a name is unknown, or the bounds are
-            no intervals of `action_dim` numbers.
+        ConfigError: when a size is below 1, `diffusion_step_embed_dim` is odd, a name is unknown, there are more gates
+            than units, or the bounds are no intervals of `action_dim` numbers.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class FlowInverseDynamics(InverseDynamics):
         prediction: PredictionKind = "velocity",
         base: FlowBaseKind = "linear",
         base_dims: Sequence[int] = (128, 128, 128),
+        base_gates: int = 0,
         normalize: bool = True,
         solver: str = "euler",
         action_bounds: ActionBounds | None = None,
@@ -119,7 +122,10 @@ class FlowInverseDynamics(InverseDynamics):
         features = 0
         if base == "mlp":
             _check_widths("base_dims", base_dims)
-            self.conditional, features = ConditionalBase(self.context_dim, self.target_dim, base_dims), base_dims[-1]
+            if not 0 <= base_gates <= base_dims[0]:
+                raise ConfigError(f"base_gates must be from 0 to base_dims[0] = {base_dims[0]}, got {base_gates}")
+            self.conditional = ConditionalBase(self.context_dim, self.target_dim, base_dims, base_gates)
+            features = base_dims[-1]
             self.num_stages = 2
         self.network: VelocityNetwork = NETWORKS[network](
             self.target_dim, self.context_dim + features, diffusion_step_embed_dim, down_dims
@@ -151,7 +157,7 @@ class FlowInverseDynamics(InverseDynamics):
     ) -> Float[Tensor, ""]:
         if self.conditional is None or self.stage == 1:
             return self.encoded_loss(context, target, noise)
-        return self.squared_error(self.conditional.mean_of(context), target)
+        return distance(self.weighed_error(self.conditional.mean_of(context), target), ROUNDING)
 
     @override
     def encoded_loss(

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from invdyn.errors import ConfigError
 
@@ -27,12 +28,56 @@ def hidden_layer(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-def hidden_layers(inputs: int, widths: Sequence[int]) -> list[nn.Module]:
-    """Return fully connected layers, each with the SiLU that follows it."""
+class GatedSiLU(nn.Module):
+    """SiLU whose last units take their gate from columns of their own: products of two linear maps of the input.
+
+    SiLU is x * sigmoid(x); a gated linear unit is x * sigmoid(y), which grows no faster.
+
+    Source: Dauphin, Fan, Auli & Grangier, "Language Modeling with Gated Convolutional Networks" (2017).
+
+    Args:
+        gates: number of gated units, and of the columns behind all units that gate them.
+
+    Example:
+        >>> GatedSiLU(1)(torch.tensor([[2.0, 3.0, -50.0]]))  # sigmoid(-50) closes the second
+        tensor([[1.7616e+00, 5.7862e-22]])
+    """
+
+    def __init__(self, gates: int) -> None:
+        super().__init__()
+        self.gates = gates
+
+    def forward(self, x: Float[Tensor, "*batch columns"]) -> Float[Tensor, "*batch units"]:
+        """Return the units: `gates` fewer than columns."""
+        units = x.shape[-1] - self.gates
+        gate = torch.cat([x[..., : units - self.gates], x[..., units:]], dim=-1)
+        return x[..., :units] * gate.sigmoid()
+
+
+def hidden_layers(inputs: int, widths: Sequence[int], gates: int = 0) -> list[nn.Module]:
+    """Return fully connected layers, each with the SiLU that follows it; the first has some gated units."""
     layers: list[nn.Module] = []
     for before, after in pairwise((inputs, *widths)):
         layers += [hidden_layer(before, after), nn.SiLU()]
+    if gates:
+        layers[:2] = [hidden_layer(inputs, widths[0] + gates), GatedSiLU(gates)]
     return layers
+
+
+def distance(error: Float[Tensor, "batch dim"], rounding: float) -> Float[Tensor, ""]:
+    """Return the mean length of errors.
+
+    The rows with the largest errors rule their squares; by the length all rows pull alike.
+
+    Args:
+        error: (batch, dim).
+        rounding: errors far below it count by their square: else they would pull as hard near 0 as anywhere.
+
+    Example:
+        >>> distance(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), rounding=0.0)
+        tensor(2.5000)
+    """
+    return (error.square().sum(dim=1) + rounding**2).sqrt().mean()
 
 
 def build_mlp(inputs: int, widths: Sequence[int], outputs: int) -> nn.Sequential:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, PositiveInt, field_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
 
 from invdyn.config import Config, apply_overrides, nearest, read_yaml, validate
 from invdyn.errors import ConfigError
@@ -82,6 +82,7 @@ class FlowConfig(ModelConfig):
     prediction: PredictionKind = "velocity"
     base: FlowBaseKind = "linear"
     base_dims: Widths = (128, 128, 128)
+    base_gates: NonNegativeInt = 0
     normalize: bool = True
     solver: SolverName = "euler"
     action_bounds: tuple[Bound, Bound] | None = None
@@ -106,6 +107,7 @@ class FlowConfig(ModelConfig):
             prediction=self.prediction,
             base=self.base,
             base_dims=self.base_dims,
+            base_gates=self.base_gates,
             normalize=self.normalize,
             solver=self.solver,
             action_bounds=self.action_bounds,

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from invdyn.errors import ConfigError
 from invdyn.models.flow import FlowInverseDynamics, SamplingSetting
+from invdyn.models.networks import distance
 from invdyn.models.recipe import TrainingRecipe
 from invdyn.models.solvers import QUARTER_TURN
 from invdyn.training.batches import Rows, epoch_generator, load_rows
@@ -46,8 +47,7 @@ STRAIGHT_SHARE, END_SHARE = 0.2, 0.1
 END_BATCHES = 2
 """Batch of the second part, in batches of the recipe."""
 
-ROUNDING = 0.05
-"""Distances far below it count by their square: without it they would pull as hard at 0 as anywhere."""
+END_ROUNDING = 0.05
 
 Pairs = tuple[Float[Tensor, "pairs seen"], Float[Tensor, "pairs target"], Float[Tensor, "pairs target"]]
 
@@ -159,7 +159,7 @@ def match_ends(
         size = (END_BATCHES * recipe.batch_size,)
         batch = torch.randint(len(seen), size, generator=generator, device=seen.device)
         off = student.carry(seen[batch], x_0[batch][None], setting)[0] - x_1[batch]
-        return (off.square().sum(dim=1) + ROUNDING**2).sqrt().mean()
+        return distance(off, END_ROUNDING)
 
     return _train_copy(straight, loss, recipe, num_batches)
 
