@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from invdyn.errors import ConfigError
 
@@ -49,9 +50,8 @@ class GatedSiLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch columns"]) -> Float[Tensor, "*batch units"]:
         """Return the units: `gates` fewer than columns."""
-        units = x.shape[-1] - self.gates
-        gate = torch.cat([x[..., : units - self.gates], x[..., units:]], dim=-1)
-        return x[..., :units] * gate.sigmoid()
+        plain, gated, gate = x.split([x.shape[-1] - 2 * self.gates, self.gates, self.gates], dim=-1)
+        return torch.cat([functional.silu(plain), gated * gate.sigmoid()], dim=-1)
 
 
 def hidden_layers(inputs: int, widths: Sequence[int], gates: int = 0) -> list[nn.Module]:
