@@ -148,6 +148,35 @@ def test_the_mean_and_spread_of_an_mlp_base() -> None:
     torch.testing.assert_close(samples.std(dim=0), torch.tensor([0.05, 0.25]), rtol=0, atol=0.06)
 
 
+def test_the_base_learns_what_most_rows_say_and_the_flow_the_rest() -> None:
+    """Of one transition, 3 actions in 4 lie near 0 and the fourth at 8: distance wants the first, squares their mean."""
+    torch.manual_seed(0)
+    model = FlowInverseDynamics(1, 2, 4, (32, 32), network="mlp", prediction="angular", base="mlp", base_dims=(16, 16))
+    assert model.conditional is not None
+    context = torch.randn(2048, 2, generator=seeded(0))
+    target = 0.1 * torch.randn(2048, 2, generator=seeded(1))
+    target[::4] += torch.tensor([8.0, 0.0])
+    generator = seeded(2)
+    for stage in (0, 1):
+        model.enter_stage(stage)
+        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        for _ in range(300):
+            optimizer.zero_grad()
+            model.stage_loss(context, target, model.draw_noise(2048, generator)).backward()
+            optimizer.step()
+    seen, found = model.condition(context)
+    assert found is not None
+    assert found.mean.abs().mean() < 0.2
+    mean = found.mean + found.log_scale.exp() * model.carry(seen, found.mean[None], SamplingSetting("euler", 1))[0]
+    torch.testing.assert_close(mean.mean(dim=0), torch.tensor([2.0, 0.0]), rtol=0, atol=0.4)
+
+
+@pytest.mark.parametrize("gates", [-1, 9])
+def test_more_gates_than_units(gates: int) -> None:
+    with pytest.raises(ConfigError, match=rf"base_gates must be from 0 to base_dims\[0\] = 8, got {gates}"):
+        FlowInverseDynamics(3, 2, 4, (8,), network="mlp", base="mlp", base_dims=(8, 4), base_gates=gates)
+
+
 def test_a_row_spreads_no_wider_than_all_rows_together() -> None:
     model = FlowInverseDynamics(3, 2, 4, (8, 8), network="mlp", prediction="angular", base="mlp", base_dims=(8, 8))
     assert model.conditional is not None

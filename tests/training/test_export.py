@@ -76,6 +76,7 @@ def assert_same_actions(program: Program, model: InverseDynamics) -> None:
 MODELS: dict[str, Callable[[], InverseDynamics]] = {
     "mlp flow": flow,
     "unet flow": lambda: flow(network="unet", prediction="velocity", down_dims=(4, 6), solver="midpoint"),
+    "gated base": lambda: flow(prediction="angular", base="mlp", base_dims=(8, 8), base_gates=4),
     "windows": lambda: flow(history=1, horizon=2),
     "reference": lambda: flow(network="unet", base="none", normalize=False, down_dims=(4,)),
     "regression": lambda: fitted(MLPRegression(STATE_DIM, ACTION_DIM, (8,))),
