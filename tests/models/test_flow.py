@@ -149,7 +149,7 @@ def test_the_mean_and_spread_of_an_mlp_base() -> None:
 
 
 def test_the_base_learns_what_most_rows_say_and_the_flow_the_rest() -> None:
-    """3 actions in 4 lie near 0, the fourth at 8, whatever the transition: distance wants the first, squares the mean."""
+    """3 actions in 4 lie near 0, the fourth at 8, whatever the transition: distance asks for 0, squares for 2."""
     torch.manual_seed(0)
     model = FlowInverseDynamics(1, 2, 4, (32, 32), network="mlp", prediction="angular", base="mlp", base_dims=(16, 16))
     assert model.conditional is not None
