@@ -66,7 +66,7 @@ class ConditionalBase(nn.Module):
     def forward(self, context: Float[Tensor, "batch context"]) -> Conditional:
         """Return mean, spread and features; the spread's gradient stops at the features.
 
-        The mean is trained by its distance alone: the likelihood of a spread that may still be wrong would weigh rows
+        The mean is trained by `mean_loss` alone: the likelihood of a spread that may still be wrong would weigh rows
         by it and slow the mean down by an order of magnitude. A spread is below 1, that of the target over all rows:
         where it would come out larger, the row is unlike those trained on. The bound is a sigmoid: a clamp has no
         gradient, and rows that begin above it would stay there.
@@ -76,9 +76,14 @@ class ConditionalBase(nn.Module):
         return Conditional(self.mean(features), log_scale, features)
 
 
+def mean_loss(error: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
+    """Return what the mean is trained by: the distance of its errors."""
+    return distance(error, ROUNDING)
+
+
 def conditional_loss(found: Conditional, target: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
-    """Return the distance of the mean plus the Gaussian negative log likelihood of the spread."""
+    """Return `mean_loss` plus the Gaussian negative log likelihood of the spread."""
     error = target - found.mean
     fixed = error.detach()
     likelihood = found.log_scale + 0.5 * (fixed * torch.exp(-found.log_scale)).square()
-    return distance(error, ROUNDING) + likelihood.mean()
+    return mean_loss(error) + likelihood.mean()

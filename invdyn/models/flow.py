@@ -20,9 +20,8 @@ from typing_extensions import override
 from invdyn.errors import ConfigError
 from invdyn.models.base import InverseDynamics, Noise
 from invdyn.models.bounds import ActionBounds, BoundRule, Bounds
-from invdyn.models.conditional_base import ROUNDING, Conditional, ConditionalBase, conditional_loss
+from invdyn.models.conditional_base import Conditional, ConditionalBase, conditional_loss, mean_loss
 from invdyn.models.density import flow_log_prob
-from invdyn.models.networks import distance
 from invdyn.models.solvers import QUARTER_TURN, Velocity, get_solver
 from invdyn.models.velocity import NETWORKS, NetworkKind, VelocityNetwork
 
@@ -157,7 +156,7 @@ class FlowInverseDynamics(InverseDynamics):
     ) -> Float[Tensor, ""]:
         if self.conditional is None or self.stage == 1:
             return self.encoded_loss(context, target, noise)
-        return distance(self.weighed_error(self.conditional.mean_of(context), target), ROUNDING)
+        return mean_loss(self.weighed_error(self.conditional.mean_of(context), target))
 
     @override
     def encoded_loss(

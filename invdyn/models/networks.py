@@ -30,7 +30,7 @@ def hidden_layer(inputs: int, outputs: int) -> nn.Linear:
 
 
 class GatedSiLU(nn.Module):
-    """SiLU whose last units take their gate from columns of their own: products of two linear maps of the input.
+    """SiLU whose last units take their gate from columns of their own: one linear map times the sigmoid of another.
 
     SiLU is x * sigmoid(x); a gated linear unit is x * sigmoid(y), which grows no faster.
 
@@ -56,11 +56,9 @@ class GatedSiLU(nn.Module):
 
 def hidden_layers(inputs: int, widths: Sequence[int], gates: int = 0) -> list[nn.Module]:
     """Return fully connected layers, each with the SiLU that follows it; the first has some gated units."""
-    layers: list[nn.Module] = []
-    for before, after in pairwise((inputs, *widths)):
+    layers: list[nn.Module] = [hidden_layer(inputs, widths[0] + gates), GatedSiLU(gates) if gates else nn.SiLU()]
+    for before, after in pairwise(widths):
         layers += [hidden_layer(before, after), nn.SiLU()]
-    if gates:
-        layers[:2] = [hidden_layer(inputs, widths[0] + gates), GatedSiLU(gates)]
     return layers
 
 

@@ -48,6 +48,7 @@ END_BATCHES = 2
 """Batch of the second part, in batches of the recipe."""
 
 END_ROUNDING = 0.05
+"""Of the distance of ends, in units of the target."""
 
 Pairs = tuple[Float[Tensor, "pairs seen"], Float[Tensor, "pairs target"], Float[Tensor, "pairs target"]]
 

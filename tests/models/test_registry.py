@@ -111,6 +111,12 @@ def test_values_rebuild_a_model_that_takes_the_weights() -> None:
     )
 
 
+def test_the_gates_of_a_recipe_reach_its_base(repository: Path) -> None:
+    config = load_model_config(repository / "configs" / "inverse_dynamics" / "flow.yaml", ["base_gates=5"])
+    model = build_model(config, 3, 2)
+    assert model.state_dict()["conditional.trunk.0.weight"].shape == (96 + 5, 6)
+
+
 def test_overrides(repository: Path) -> None:
     path = repository / "configs" / "inverse_dynamics" / "pendulum_flow.yaml"
     config = load_model_config(path, ["down_dims=[8]", "training.batch_size=32"])
