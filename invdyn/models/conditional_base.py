@@ -7,6 +7,7 @@ where the action is nearly determined, one step of the flow is already a calibra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,10 @@ from invdyn.models.networks import distance, hidden_layers
 SCALE_WIDTH = 32
 MIN_LOG_SCALE = -16.0
 
+LARGEST_DISTANCE = 30.0
+"""From the mean, in spreads, of targets in training and of samples: early a spread may be far too small, and of 300,000
+draws one starts where no noise was in training."""
+
 ROUNDING = 0.02
 """Errors far below it, in units of the target's spread, are minimised by their square (see `distance`)."""
 
@@ -31,11 +36,54 @@ class Conditional(NamedTuple):
         mean: (batch, dim), trained by distance: where several targets are right, their median rather than their mean.
         log_scale: (batch, dim), natural logarithm of the spread.
         features: (batch, width), of the last hidden layer.
+        tails: as of `ConditionalBase`.
     """
 
     mean: Float[Tensor, "batch dim"]
     log_scale: Float[Tensor, "batch dim"]
     features: Float[Tensor, "batch width"]
+    tails: float | None = None
+
+
+def residual_of(found: Conditional, target: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+    """Return what is left of a target: its distance from the mean in spreads, or tails asinh(distance / tails).
+
+    Noise is carried to a heavy tail only by a field that is steep there, and few rows teach it.
+    """
+    return compress((target - found.mean) * torch.exp(-found.log_scale), found.tails)
+
+
+def target_of(found: Conditional, residual: Float[Tensor, "*samples batch dim"]) -> Float[Tensor, "*samples batch dim"]:
+    """Return the target that a residual is left of."""
+    distance = residual if found.tails is None else found.tails * torch.sinh(residual / found.tails)
+    return found.mean + found.log_scale.exp() * distance
+
+
+def log_volume(found: Conditional, residual: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
+    """Return ln |d target / d residual|."""
+    stretch = found.log_scale
+    if found.tails is not None:
+        stretch = stretch + torch.cosh(residual / found.tails).log()
+    return stretch.sum(dim=1)
+
+
+def compress(distance: Tensor, tails: float | None) -> Tensor:
+    """Return distances as a flow sees them: nearly as they are below `tails`, by their logarithm far beyond.
+
+    Args:
+        distance: from the mean, in spreads; any shape.
+        tails: None for all as they are.
+
+    Example:
+        >>> compress(torch.tensor([0.3, -30.0]), tails=3.0)
+        tensor([ 0.2995, -8.9947])
+    """
+    return distance if tails is None else tails * torch.asinh(distance / tails)
+
+
+def largest_residual(tails: float | None) -> float:
+    """Return the residual of a target that lies `LARGEST_DISTANCE` spreads from the mean."""
+    return float(compress(torch.tensor(LARGEST_DISTANCE), tails))
 
 
 class ConditionalBase(nn.Module):
@@ -46,10 +94,14 @@ class ConditionalBase(nn.Module):
         dim: size of the target.
         widths: hidden layers.
         gates: how many units of the first layer are gated.
+        tails: spreads from the mean beyond which a residual counts by its logarithm; None to count it as it is.
     """
 
-    def __init__(self, context_dim: int, dim: int, widths: Sequence[int], gates: int = 0) -> None:
+    def __init__(
+        self, context_dim: int, dim: int, widths: Sequence[int], gates: int = 0, tails: float | None = None
+    ) -> None:
         super().__init__()
+        self.tails = tails
         self.trunk = nn.Sequential(*hidden_layers(context_dim, widths, gates))
         self.mean = nn.Linear(widths[-1], dim)
         self.log_scale = nn.Sequential(nn.Linear(widths[-1], SCALE_WIDTH), nn.SiLU(), nn.Linear(SCALE_WIDTH, dim))
@@ -73,7 +125,7 @@ class ConditionalBase(nn.Module):
         """
         features = self.trunk(context)
         log_scale = functional.logsigmoid(self.log_scale(features.detach())).clamp(MIN_LOG_SCALE)
-        return Conditional(self.mean(features), log_scale, features)
+        return Conditional(self.mean(features), log_scale, features, self.tails)
 
 
 def mean_loss(error: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
@@ -82,8 +134,11 @@ def mean_loss(error: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
 
 
 def conditional_loss(found: Conditional, target: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
-    """Return `mean_loss` plus the Gaussian negative log likelihood of the spread."""
+    """Return `mean_loss` plus the negative log likelihood of the spread: the standard deviation of a Laplace density.
+
+    A Gaussian's is ruled by the few errors far out: most others then lie well inside of it.
+    """
     error = target - found.mean
     fixed = error.detach()
-    likelihood = found.log_scale + 0.5 * (fixed * torch.exp(-found.log_scale)).square()
+    likelihood = found.log_scale + math.sqrt(2.0) * (fixed * torch.exp(-found.log_scale)).abs()
     return mean_loss(error) + likelihood.mean()

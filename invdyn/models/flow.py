@@ -20,17 +20,22 @@ from typing_extensions import override
 from invdyn.errors import ConfigError
 from invdyn.models.base import InverseDynamics, Noise
 from invdyn.models.bounds import ActionBounds, BoundRule, Bounds
-from invdyn.models.conditional_base import Conditional, ConditionalBase, conditional_loss, mean_loss
+from invdyn.models.conditional_base import (
+    Conditional,
+    ConditionalBase,
+    conditional_loss,
+    largest_residual,
+    log_volume,
+    mean_loss,
+    residual_of,
+    target_of,
+)
 from invdyn.models.density import flow_log_prob
 from invdyn.models.solvers import QUARTER_TURN, Velocity, get_solver
 from invdyn.models.velocity import NETWORKS, NetworkKind, VelocityNetwork
 
 PredictionKind = Literal["velocity", "target", "angular"]
 FlowBaseKind = Literal["none", "linear", "mlp"]
-
-LARGEST_TARGET = 30.0
-"""Residuals are clipped to so many spreads in training: early, the spread of a row may be far too small. Samples are
-too: of 300,000 draws one starts where no noise was in training, and a fine solver follows the network anywhere."""
 
 BLOCK_ROWS = 4096
 """Samples that are carried at once on a CPU: with 19,000 the solver takes up to twice as long per sample."""
@@ -66,6 +71,8 @@ class FlowInverseDynamics(InverseDynamics):
             spread of its own, trained first, on top of it (see `ConditionalBase`); "none".
         base_dims: hidden layers of the "mlp" base; the network sees the features of the last one.
         base_gates: how many units of the first of them are gated (see `GatedSiLU`).
+        base_tails: spreads from the base's mean beyond which the flow sees distances by their logarithm; None for all
+            as they are.
         normalize: standardise inside the model.
         solver: name of the solver, see `invdyn.models.solvers`.
         action_bounds: (low, high), each one number or one per action dimension; None for unbounded actions.
@@ -75,7 +82,7 @@ class FlowInverseDynamics(InverseDynamics):
 
     Raises:
         ConfigError: when a size is below 1, `diffusion_step_embed_dim` is odd, a name is unknown, there are more gates
-            than units, or the bounds are no intervals of `action_dim` numbers.
+            than units, `base_tails` is not positive, or the bounds are no intervals of `action_dim` numbers.
     """
 
     def __init__(
@@ -91,6 +98,7 @@ class FlowInverseDynamics(InverseDynamics):
         base: FlowBaseKind = "linear",
         base_dims: Sequence[int] = (128, 128, 128),
         base_gates: int = 0,
+        base_tails: float | None = None,
         normalize: bool = True,
         solver: str = "euler",
         action_bounds: ActionBounds | None = None,
@@ -114,16 +122,19 @@ class FlowInverseDynamics(InverseDynamics):
         _check_name("base", base, get_args(FlowBaseKind))
         get_solver(solver)
         _check_steps(num_inference_steps)
+        if base_tails is not None and not 0.0 < base_tails < math.inf:
+            raise ConfigError(f"base_tails must be a positive number or null, got {base_tails}")
         self.num_inference_steps = num_inference_steps
         self.prediction = prediction
         self.solver = solver
         self.conditional: ConditionalBase | None = None
+        self.largest = largest_residual(base_tails if base == "mlp" else None)  # of x_1 in training
         features = 0
         if base == "mlp":
             _check_widths("base_dims", base_dims)
             if not 0 <= base_gates <= base_dims[0]:
                 raise ConfigError(f"base_gates must be from 0 to base_dims[0] = {base_dims[0]}, got {base_gates}")
-            self.conditional = ConditionalBase(self.context_dim, self.target_dim, base_dims, base_gates)
+            self.conditional = ConditionalBase(self.context_dim, self.target_dim, base_dims, base_gates, base_tails)
             features = base_dims[-1]
             self.num_stages = 2
         self.network: VelocityNetwork = NETWORKS[network](
@@ -172,7 +183,7 @@ class FlowInverseDynamics(InverseDynamics):
         seen, found = self.condition(context)
         if found is None:
             return self.flow_loss(seen, target, *noise)
-        x_1 = ((target - found.mean) * torch.exp(-found.log_scale)).detach().clamp(-LARGEST_TARGET, LARGEST_TARGET)
+        x_1 = residual_of(found, target).detach().clamp(-self.largest, self.largest)
         return conditional_loss(found, target) + self.flow_loss(seen.detach(), x_1, *noise)
 
     def flow_loss(
@@ -268,7 +279,7 @@ class FlowInverseDynamics(InverseDynamics):
         setting = self._setting(num_inference_steps, solver)
         seen, found = self.condition(context)
         rows = max(1, BLOCK_ROWS // len(noise)) if context.device.type == "cpu" else len(context)
-        return _on_base(self.carry_in_blocks(seen, noise, setting, rows), found)
+        return self._on_base(self.carry_in_blocks(seen, noise, setting, rows), found)
 
     @override
     def _targets_from_noise(
@@ -280,7 +291,7 @@ class FlowInverseDynamics(InverseDynamics):
     ) -> Float[Tensor, "samples batch target"]:
         setting = self._setting(num_inference_steps, solver)
         seen, found = self.condition(context)
-        return _on_base(self.carry(seen, noise, setting), found)
+        return self._on_base(self.carry(seen, noise, setting), found)
 
     def condition(
         self, context: Float[Tensor, "batch context"]
@@ -294,7 +305,7 @@ class FlowInverseDynamics(InverseDynamics):
     def carry(
         self, seen: Float[Tensor, "batch seen"], x_0: Float[Tensor, "samples batch target"], setting: SamplingSetting
     ) -> Float[Tensor, "samples batch target"]:
-        """Return x_1 of noise: the residual of an "mlp" base in units of its spread, else the target itself."""
+        """Return x_1 of noise: the residual of an "mlp" base, else the target itself."""
         velocity, method = self._velocity(seen, self.network), get_solver(setting.solver)
         spread = self.spread_of(setting)
         if spread is None:
@@ -302,6 +313,12 @@ class FlowInverseDynamics(InverseDynamics):
         first = FirstEvaluation(velocity)
         x_1 = method.integrate(first, x_0, setting.num_inference_steps)
         return torch.lerp(first.end, x_1, _vector(spread, x_1))
+
+    def _on_base(
+        self, x_1: Float[Tensor, "samples batch target"], found: Conditional | None
+    ) -> Float[Tensor, "samples batch target"]:
+        """Return the targets of what `carry` gives."""
+        return x_1 if found is None else target_of(found, x_1.clamp(-self.largest, self.largest))
 
     def carry_in_blocks(
         self,
@@ -349,6 +366,8 @@ class FlowInverseDynamics(InverseDynamics):
             sigma = math.hypot(t, 1.0 - t)
             y = x / sigma
             turned = predict(y, math.atan2(t, 1.0 - t) / QUARTER_TURN)
+            if self.normalize:  # no larger than in training: beyond, a network may be so steep that paths explode
+                turned = turned.clamp(-self.largest, self.largest)
             return turned.add(y, alpha=2.0 * t - 1.0) / sigma
 
         return {"velocity": predict, "target": of_target, "angular": of_angle}[self.prediction]
@@ -408,23 +427,15 @@ class FlowInverseDynamics(InverseDynamics):
             velocity = self._velocity(seen.double(), network)
             volume = target.new_zeros(len(target))
             if found is not None:
-                target = (target - found.mean.double()) * torch.exp(-found.log_scale.double())
-                volume = found.log_scale.double().sum(dim=1)
+                found = found._replace(mean=found.mean.double(), log_scale=found.log_scale.double())
+                target = residual_of(found, target)
+                volume = log_volume(found, target)
             if (factors := self.spread_of()) is not None:
                 spread = target.new_tensor(factors)
                 mean = velocity(torch.zeros_like(target), 0.0)
                 target = mean + (target - mean) / spread
                 volume = volume + spread.log().sum()
             return flow_log_prob(velocity, target) - volume
-
-
-def _on_base(
-    x_1: Float[Tensor, "samples batch target"], found: Conditional | None
-) -> Float[Tensor, "samples batch target"]:
-    """Return the targets of what `carry` gives."""
-    if found is None:
-        return x_1
-    return found.mean + found.log_scale.exp() * x_1.clamp(-LARGEST_TARGET, LARGEST_TARGET)
 
 
 def _vector(values: Sequence[float], like: Tensor) -> Float[Tensor, " values"]:

@@ -83,6 +83,7 @@ class FlowConfig(ModelConfig):
     base: FlowBaseKind = "linear"
     base_dims: Widths = (128, 128, 128)
     base_gates: NonNegativeInt = 0
+    base_tails: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     normalize: bool = True
     solver: SolverName = "euler"
     action_bounds: tuple[Bound, Bound] | None = None
@@ -108,6 +109,7 @@ class FlowConfig(ModelConfig):
             base=self.base,
             base_dims=self.base_dims,
             base_gates=self.base_gates,
+            base_tails=self.base_tails,
             normalize=self.normalize,
             solver=self.solver,
             action_bounds=self.action_bounds,

@@ -76,6 +76,33 @@ def test_the_calibrated_spread_is_in_the_density() -> None:
     torch.testing.assert_close(model.log_prob(*rows), gaussian.log_prob(rows.action.double()), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("tails", [None, 2.0])
+def test_the_density_on_a_base_is_that_of_the_samples(tails: float | None) -> None:
+    torch.manual_seed(1)
+    options = {"network": "mlp", "prediction": "angular", "base": "mlp", "base_dims": (8, 8), "base_tails": tails}
+    model = FlowInverseDynamics(3, 1, 4, (8, 8), **options)  # type: ignore[arg-type]
+    torch.nn.init.normal_(model.network.output.weight)  # type: ignore[union-attr,arg-type]
+    rows = make_rows(rows=1)
+    edges = torch.linspace(-20.0, 20.0, 2001).double()
+    middle = (edges[1:] + edges[:-1])[:, None] / 2
+    states = rows.state.expand(2000, -1), rows.next_state.expand(2000, -1)
+    mass = model.log_prob(states[0], middle, states[1]).exp() * (edges[1] - edges[0])
+    assert mass.sum().item() == pytest.approx(1.0, abs=1e-3)
+    drawn = model.sample(rows.state, rows.next_state, 20_000, num_inference_steps=50, solver="angular_midpoint")
+    share = torch.searchsorted(drawn.flatten().double().sort().values, edges[1:]) / 20_000
+    torch.testing.assert_close(mass.cumsum(0), share.double(), rtol=0, atol=0.02)
+
+
+def test_a_steep_network_does_not_explode_where_it_was_not_trained() -> None:
+    """Its field beyond the noise and targets of training would carry an action back to noise 1e100 away."""
+    torch.manual_seed(0)
+    options = {"network": "mlp", "prediction": "angular", "base": "mlp", "base_dims": (8, 8), "base_tails": 3.0}
+    model = FlowInverseDynamics(3, 2, 4, (8, 8), **options)  # type: ignore[arg-type]
+    torch.nn.init.normal_(model.network.output.weight, std=100.0)  # type: ignore[union-attr,arg-type]
+    rows = make_rows()
+    assert model.log_prob(*rows).min() > -1e4
+
+
 def _covariances(samples: Tensor) -> Tensor:
     centred = samples - samples.mean(dim=0)
     return torch.einsum("sbi,sbj->bij", centred, centred) / len(samples)

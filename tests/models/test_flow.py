@@ -10,6 +10,7 @@ from torch import Tensor
 
 from invdyn.errors import ConfigError
 from invdyn.models import FlowInverseDynamics, flow
+from invdyn.models.conditional_base import Conditional, conditional_loss, log_volume, residual_of, target_of
 from invdyn.models.flow import PredictionKind, SamplingSetting
 from invdyn.models.velocity import NetworkKind
 from tests.models.rows import make_rows, moments_of
@@ -168,7 +169,7 @@ def test_the_base_learns_what_most_rows_say_and_the_flow_the_rest() -> None:
     assert found is not None
     assert found.mean.abs().mean() < 0.2
     end = model.carry(seen, torch.zeros(1, 2048, 2), SamplingSetting("euler", 1))[0]
-    mean = found.mean + found.log_scale.exp() * end
+    mean = target_of(found, end)
     torch.testing.assert_close(mean.mean(dim=0), torch.tensor([2.0, 0.0]), rtol=0, atol=0.4)
 
 
@@ -192,9 +193,41 @@ def test_a_row_spreads_no_wider_than_all_rows_together() -> None:
     assert bias.grad.min() > 0.0  # rows may come back from there
 
 
-def test_no_sample_lies_farther_out_than_training_targets() -> None:
-    model = FlowInverseDynamics(3, 2, 4, (8, 8), network="mlp", prediction="angular", base="mlp", base_dims=(8, 8))
-    assert model.conditional is not None
+@pytest.mark.parametrize("tails", [0.0, -1.0, float("inf"), float("nan")])
+def test_tails_that_are_no_distance(tails: float) -> None:
+    with pytest.raises(ConfigError, match="base_tails must be a positive number or null, got"):
+        FlowInverseDynamics(3, 2, 4, (8,), network="mlp", base="mlp", base_tails=tails)
+
+
+def test_the_spread_is_that_of_a_laplace_density_of_the_errors() -> None:
+    """9 errors of .1 and one of 3: the spread is sqrt(2) of their mean length, not the root of their mean square."""
+    error = torch.tensor([[0.1]] * 9 + [[3.0]])
+    log_scale = torch.tensor(2**0.5 * 0.39).log().requires_grad_()
+    found = Conditional(torch.zeros(10, 1), log_scale.expand(10, 1), torch.zeros(10, 0))
+    conditional_loss(found, error).backward()
+    assert log_scale.grad is not None
+    assert log_scale.grad.item() == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("tails", [None, 1.5])
+def test_residuals_and_targets_are_one_to_one(tails: float | None) -> None:
+    mean, log_scale, distance = torch.randn(3, 50, 2, generator=seeded(0)).double()
+    found = Conditional(mean, log_scale, mean[:, :0], tails)
+    target = mean + log_scale.exp() * 10.0 * distance
+    residual = residual_of(found, target)
+    torch.testing.assert_close(target_of(found, residual), target)
+    near = distance.abs() < 0.01
+    torch.testing.assert_close(residual[near], 10.0 * distance[near], rtol=1e-2, atol=0)
+    assert (residual.abs() <= (1.0 + 1e-9) * (10.0 * distance).abs()).all()
+    residual.requires_grad_()
+    (slope,) = torch.autograd.grad(target_of(found, residual).sum(), residual)
+    torch.testing.assert_close(log_volume(found, residual), slope.log().sum(dim=1))
+
+
+@pytest.mark.parametrize("tails", [None, 3.0])
+def test_no_sample_lies_farther_out_than_training_targets(tails: float | None) -> None:
+    options = {"network": "mlp", "prediction": "angular", "base": "mlp", "base_dims": (8, 8), "base_tails": tails}
+    model = FlowInverseDynamics(3, 2, 4, (8, 8), **options)  # type: ignore[arg-type]
     rows = make_rows(rows=16)
     noise = torch.full((1, 16, 2), 1e6)
     context, _ = model.encode_transition(rows.state, rows.next_state)

@@ -54,7 +54,9 @@ MODELS: dict[str, Build] = {
     "mlp_target": flow(network="mlp", prediction="target", base="none"),
     "mlp_angular": flow(network="mlp", prediction="angular", solver="angular_midpoint"),
     "film_on_mlp": flow(network="film", down_dims=(8, 8), prediction="angular", base="mlp", base_dims=(8, 12)),
-    "mlp_on_gated_mlp": flow(network="mlp", prediction="angular", base="mlp", base_dims=(8, 12), base_gates=3),
+    "mlp_on_gated_mlp": flow(
+        network="mlp", prediction="angular", base="mlp", base_dims=(8, 12), base_gates=3, base_tails=2.0
+    ),
     "mlp_raw_base": flow(network="mlp", normalize=False, solver="midpoint"),
 }
 POINTS = ("linear", "mlp_regression", "trees")

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -111,9 +112,12 @@ def test_values_rebuild_a_model_that_takes_the_weights() -> None:
     )
 
 
-def test_the_gates_of_a_recipe_reach_its_base(repository: Path) -> None:
-    config = load_model_config(repository / "configs" / "inverse_dynamics" / "flow.yaml", ["base_gates=5"])
+def test_the_gates_and_tails_of_a_recipe_reach_its_base(repository: Path) -> None:
+    path = repository / "configs" / "inverse_dynamics" / "flow.yaml"
+    config = load_model_config(path, ["base_gates=5", "base_tails=7.0"])
     model = build_model(config, 3, 2)
+    assert isinstance(model, FlowInverseDynamics)
+    assert model.largest == pytest.approx(7.0 * np.arcsinh(30.0 / 7.0))
     assert model.state_dict()["conditional.trunk.0.weight"].shape == (96 + 5, 6)
 
 

@@ -55,6 +55,12 @@ def flow(**options: object) -> InverseDynamics:
     return fitted(FlowInverseDynamics(STATE_DIM, ACTION_DIM, 4, **values))  # type: ignore[arg-type]
 
 
+def on_gated_base(**options: object) -> InverseDynamics:
+    """The parts of the default recipe."""
+    base = {"base": "mlp", "base_dims": (8, 8), "base_gates": 4, "base_tails": 1.0}
+    return flow(prediction="angular", **base, **options)
+
+
 def inputs(model: InverseDynamics, batch: int, samples: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(batch)
     state = 50.0 + torch.randn(batch, (model.history + 1) * model.state_dim, generator=generator)
@@ -76,7 +82,7 @@ def assert_same_actions(program: Program, model: InverseDynamics) -> None:
 MODELS: dict[str, Callable[[], InverseDynamics]] = {
     "mlp flow": flow,
     "unet flow": lambda: flow(network="unet", prediction="velocity", down_dims=(4, 6), solver="midpoint"),
-    "gated base": lambda: flow(prediction="angular", base="mlp", base_dims=(8, 8), base_gates=4),
+    "gated base": on_gated_base,
     "windows": lambda: flow(history=1, horizon=2),
     "reference": lambda: flow(network="unet", base="none", normalize=False, down_dims=(4,)),
     "regression": lambda: fitted(MLPRegression(STATE_DIM, ACTION_DIM, (8,))),
@@ -95,7 +101,7 @@ def test_a_torch_program(name: str, tmp_path: Path) -> None:
 
 @compiles
 def test_machine_code(tmp_path: Path) -> None:
-    model = flow(num_inference_steps=1)  # compiling takes its time for each step
+    model = on_gated_base(num_inference_steps=1)  # compiling takes its time for each step
     path = export_model(model, tmp_path / "actions.pt2", "aoti")
     assert_same_actions(torch._inductor.aoti_load_package(str(path)), model)
     run_documented_loader(path)
@@ -103,7 +109,7 @@ def test_machine_code(tmp_path: Path) -> None:
 
 def test_onnx(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    model = flow()
+    model = on_gated_base()
     path = export_model(model, tmp_path / "actions.onnx", "onnx")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     assert [each.name for each in session.get_inputs()] == ["state", "next_state", "noise"]
