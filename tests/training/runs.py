@@ -28,7 +28,15 @@ FLOW = {
     "down_dims": [16, 16],
     "num_inference_steps": 2,
 }
-TWO_STAGES = {**FLOW, "prediction": "angular", "base": "mlp", "base_dims": [8, 8], "down_dims": [8, 8]}
+TWO_STAGES = {
+    **FLOW,
+    "prediction": "angular",
+    "base": "mlp",
+    "base_dims": [8, 8],
+    "base_gates": 4,
+    "base_tails": 2.0,
+    "down_dims": [8, 8],
+}
 LINEAR = {"_target_": "invdyn.models.LinearInverse", "name": "linear"}
 RECIPE = {"batch_size": 64, "learning_rate": 1e-2, "num_epochs": 4, "ema_decay": 0.99}
 CPU = Worker(torch.device("cpu"), echo=False)
