@@ -14,6 +14,9 @@ from invdyn.transitions.store import write_json
 
 Result = dict[str, Any]
 
+ROUNDING = 1e-9
+"""A spread below this share of the mean is that of equal results, rounded."""
+
 COLUMNS = {
     "energy_score": ("energy score", ".4g"),
     "nrmse": ("RMSE / std", ".4g"),
@@ -113,7 +116,9 @@ def _cell(value: Result | None, digits: str) -> str:
         return ""
     text = f"{value['mean']:{digits}}"
     spread = value["std"]
-    return text if spread is None or not spread or not np.isfinite(spread) else f"{text} ± {spread:{_coarse(digits)}}"
+    if spread is None or not np.isfinite(spread) or spread <= ROUNDING * abs(value["mean"]):
+        return text
+    return f"{text} ± {spread:{_coarse(digits)}}"
 
 
 def _coarse(digits: str) -> str:
