@@ -98,13 +98,15 @@ class InverseDynamics(nn.Module, ABC):
         """Return what the current stage of training minimises; arguments as of `encoded_loss`, which is its last."""
         return self.encoded_loss(context, target, noise)
 
-    @abstractmethod
     def draw_noise(
-        self, batch_size: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
+        self,
+        batch_size: int,  # noqa: ARG002
+        generator: torch.Generator | None = None,  # noqa: ARG002
+        device: torch.device | str | None = None,  # noqa: ARG002
     ) -> Noise:
-        """Draw what `encoded_loss` needs at random: tensors with a leading batch dimension, so ranks can slice."""
+        """Draw what `encoded_loss` needs at random, here nothing: tensors with a leading batch dimension."""
+        return ()
 
-    @abstractmethod
     def _sample_targets(
         self,
         context: Float[Tensor, "batch context"],
@@ -113,7 +115,9 @@ class InverseDynamics(nn.Module, ABC):
         solver: str | None,
         generator: torch.Generator | None,
     ) -> Float[Tensor, "samples batch target"]:
-        """Return targets (normalised residuals) for encoded contexts."""
+        """Return targets (normalised residuals) for encoded contexts: by default those that drawn noise becomes."""
+        noise = torch.randn(num_samples, len(context), self.noise_dim, generator=generator, device=context.device)
+        return self._targets_from_noise(context, noise, num_inference_steps, solver)
 
     def _target_log_prob(  # not abstract: most models have no density
         self,

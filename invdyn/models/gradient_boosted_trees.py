@@ -144,24 +144,6 @@ class GradientBoostedTrees(FittedModel):
         return functional.mse_loss(self.predict(context).float(), target)
 
     @override
-    def draw_noise(
-        self, batch_size: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
-    ) -> Noise:
-        """Return nothing: the prediction is a point."""
-        return ()
-
-    @override
-    def _sample_targets(
-        self,
-        context: Float[Tensor, "batch context"],
-        num_samples: int,
-        num_inference_steps: int | None,
-        solver: str | None,
-        generator: torch.Generator | None,
-    ) -> Float[Tensor, "samples batch target"]:
-        return self.predict(context).float().expand(num_samples, -1, -1)
-
-    @override
     def _targets_from_noise(
         self,
         context: Float[Tensor, "batch context"],

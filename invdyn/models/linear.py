@@ -33,24 +33,6 @@ class LinearInverse(InverseDynamics):
         return target.square().mean()
 
     @override
-    def draw_noise(
-        self, batch_size: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
-    ) -> Noise:
-        """Return nothing: the prediction is a point."""
-        return ()
-
-    @override
-    def _sample_targets(
-        self,
-        context: Float[Tensor, "batch context"],
-        num_samples: int,
-        num_inference_steps: int | None,
-        solver: str | None,
-        generator: torch.Generator | None,
-    ) -> Float[Tensor, "samples batch target"]:
-        return context.new_zeros(num_samples, len(context), self.target_dim)
-
-    @override
     def _targets_from_noise(
         self,
         context: Float[Tensor, "batch context"],

@@ -128,13 +128,6 @@ class MixtureDensity(InverseDynamics):
         """Return the mean negative log density of the targets, nats; `noise` is empty."""
         return -self.mixture(context).log_prob(target).mean()
 
-    @override
-    def draw_noise(
-        self, batch_size: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
-    ) -> Noise:
-        """Return nothing: the likelihood uses no noise."""
-        return ()
-
     @property
     @override
     def noise_dim(self) -> int:
@@ -153,19 +146,6 @@ class MixtureDensity(InverseDynamics):
             _between_bounds(raw).unflatten(1, shape),
             self._below_diagonal(below) if self.has_below else None,
         )
-
-    @override
-    def _sample_targets(
-        self,
-        context: Float[Tensor, "batch context"],
-        num_samples: int,
-        num_inference_steps: int | None,
-        solver: str | None,
-        generator: torch.Generator | None,
-    ) -> Float[Tensor, "samples batch target"]:
-        shape = (num_samples, len(context), self.noise_dim)
-        noise = torch.randn(shape, generator=generator, device=context.device)
-        return self._targets_from_noise(context, noise, num_inference_steps, solver)
 
     @override
     def _targets_from_noise(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
@@ -49,25 +48,6 @@ class MLPRegression(InverseDynamics):
     ) -> Float[Tensor, ""]:
         """Return the mean squared error, weighed by direction; `noise` is empty."""
         return self.squared_error(self.network(context), target)
-
-    @override
-    def draw_noise(
-        self, batch_size: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
-    ) -> Noise:
-        """Return nothing: regression uses no noise."""
-        return ()
-
-    @override
-    def _sample_targets(
-        self,
-        context: Float[Tensor, "batch context"],
-        num_samples: int,
-        num_inference_steps: int | None,
-        solver: str | None,
-        generator: torch.Generator | None,
-    ) -> Float[Tensor, "samples batch target"]:
-        prediction: Tensor = self.network(context)
-        return prediction.expand(num_samples, -1, -1)
 
     @override
     def _targets_from_noise(

@@ -76,13 +76,6 @@ class NearestNeighbours(FittedModel):
         weight, found = self.neighbours(context)
         return functional.mse_loss((weight[..., None] * self.row_target[found]).sum(dim=1), target)
 
-    @override
-    def draw_noise(
-        self, batch_size: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
-    ) -> Noise:
-        """Return nothing: the mean uses no noise."""
-        return ()
-
     @property
     @override
     def noise_dim(self) -> int:
@@ -94,18 +87,6 @@ class NearestNeighbours(FittedModel):
         chunks = context.split(max(1, _CHUNK_ELEMENTS // len(self.row_context)))
         weight, found = zip(*(self._chunk_neighbours(chunk) for chunk in chunks), strict=True)
         return torch.cat(weight), torch.cat(found)
-
-    @override
-    def _sample_targets(
-        self,
-        context: Float[Tensor, "batch context"],
-        num_samples: int,
-        num_inference_steps: int | None,
-        solver: str | None,
-        generator: torch.Generator | None,
-    ) -> Float[Tensor, "samples batch target"]:
-        noise = torch.randn((num_samples, len(context), 1), generator=generator, device=context.device)
-        return self._targets_from_noise(context, noise, num_inference_steps, solver)
 
     @override
     def _targets_from_noise(

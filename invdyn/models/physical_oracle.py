@@ -72,13 +72,6 @@ class PhysicalOracle(InverseDynamics):
         return functional.mse_loss(self._sample_targets(context, 1, None, None, generator)[0], target)
 
     @override
-    def draw_noise(
-        self, batch_size: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
-    ) -> Noise:
-        """Return nothing."""
-        return ()
-
-    @override
     def _sample_targets(
         self,
         context: Float[Tensor, "batch context"],

@@ -7,10 +7,9 @@ To add a model: write its class next to `mlp_regression.py`, its config here, an
 from __future__ import annotations
 
 import json
-from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
 
@@ -49,6 +48,8 @@ class ModelConfig(Config):
 
     model_config = ConfigDict(populate_by_name=True)
 
+    model_class: ClassVar[Callable[..., InverseDynamics]]
+
     target: str = Field(alias=TARGET_KEY)
     name: str = Field(default="inverse_dynamics", min_length=1)
     device: Device | None = None
@@ -62,9 +63,13 @@ class ModelConfig(Config):
         """Return this config for a dataset: `recording` is what its recording says of itself (simulator, arguments)."""
         return self
 
-    @abstractmethod
     def build(self, state_dim: int, action_dim: int, history: int, horizon: int) -> InverseDynamics:
         """Return the model, its weights drawn from torch's global generator."""
+        return type(self).model_class(state_dim, action_dim, history=history, horizon=horizon, **self.arguments())
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of the model that this config holds: its own fields, by name."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name not in ModelConfig.model_fields}
 
 
 class FlowConfig(ModelConfig):
@@ -74,6 +79,8 @@ class FlowConfig(ModelConfig):
         num_inference_steps: null to choose solver and steps on the validation split when training ends (or to take
             `UNCHOSEN_STEPS` where there is none).
     """
+
+    model_class = FlowInverseDynamics
 
     diffusion_step_embed_dim: PositiveInt = 16
     down_dims: Widths = (16, 32, 64)
@@ -96,123 +103,61 @@ class FlowConfig(ModelConfig):
             raise ValueError("must be even")
         return value
 
-    def build(self, state_dim: int, action_dim: int, history: int, horizon: int) -> FlowInverseDynamics:
-        """Return the model, its weights drawn from torch's global generator."""
-        return FlowInverseDynamics(
-            state_dim,
-            action_dim,
-            self.diffusion_step_embed_dim,
-            self.down_dims,
-            self.num_inference_steps or UNCHOSEN_STEPS,
-            network=self.network,
-            prediction=self.prediction,
-            base=self.base,
-            base_dims=self.base_dims,
-            base_gates=self.base_gates,
-            base_tails=self.base_tails,
-            normalize=self.normalize,
-            solver=self.solver,
-            action_bounds=self.action_bounds,
-            at_bounds=self.at_bounds,
-            history=history,
-            horizon=horizon,
-        )
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of the model, a number of steps among them."""
+        return {**super().arguments(), "num_inference_steps": self.num_inference_steps or UNCHOSEN_STEPS}
 
 
 class MLPRegressionConfig(ModelConfig):
     """Config of `MLPRegression`; attributes as its arguments."""
 
+    model_class = MLPRegression
+
     down_dims: Widths = (128, 128, 128)
     base: BaseKind = "linear"
     normalize: bool = True
-
-    def build(self, state_dim: int, action_dim: int, history: int, horizon: int) -> MLPRegression:
-        """Return the model, its weights drawn from torch's global generator."""
-        return MLPRegression(
-            state_dim,
-            action_dim,
-            self.down_dims,
-            base=self.base,
-            normalize=self.normalize,
-            history=history,
-            horizon=horizon,
-        )
 
 
 class LinearConfig(ModelConfig):
     """Config of `LinearInverse`."""
 
-    def build(self, state_dim: int, action_dim: int, history: int, horizon: int) -> LinearInverse:
-        """Return the model; it draws nothing."""
-        return LinearInverse(state_dim, action_dim, history=history, horizon=horizon)
+    model_class = LinearInverse
 
 
 class GaussianConfig(ModelConfig):
     """Config of `GaussianRegression`; attributes as its arguments."""
+
+    model_class: ClassVar[Callable[..., InverseDynamics]] = GaussianRegression
 
     down_dims: Widths = (128, 128, 128)
     covariance: CovarianceKind = "full"
     base: BaseKind = "linear"
     normalize: bool = True
 
-    def build(self, state_dim: int, action_dim: int, history: int, horizon: int) -> MixtureDensity:
-        """Return the model, its weights drawn from torch's global generator."""
-        return GaussianRegression(
-            state_dim,
-            action_dim,
-            self.down_dims,
-            covariance=self.covariance,
-            base=self.base,
-            normalize=self.normalize,
-            history=history,
-            horizon=horizon,
-        )
-
 
 class MixtureConfig(GaussianConfig):
     """Config of `MixtureDensity`; attributes as its arguments."""
 
-    num_components: PositiveInt = 8
+    model_class = MixtureDensity
 
-    def build(self, state_dim: int, action_dim: int, history: int, horizon: int) -> MixtureDensity:
-        """Return the model, its weights drawn from torch's global generator."""
-        return MixtureDensity(
-            state_dim,
-            action_dim,
-            self.num_components,
-            self.down_dims,
-            covariance=self.covariance,
-            base=self.base,
-            normalize=self.normalize,
-            history=history,
-            horizon=horizon,
-        )
+    num_components: PositiveInt = 8
 
 
 class NearestNeighboursConfig(ModelConfig):
     """Config of `NearestNeighbours`; attributes as its arguments."""
+
+    model_class = NearestNeighbours
 
     num_neighbours: PositiveInt = 8
     max_fit_rows: PositiveInt = 200_000
     base: BaseKind = "linear"
     normalize: bool = True
 
-    def build(self, state_dim: int, action_dim: int, history: int, horizon: int) -> NearestNeighbours:
-        """Return the model; it draws nothing."""
-        return NearestNeighbours(
-            state_dim,
-            action_dim,
-            self.num_neighbours,
-            max_fit_rows=self.max_fit_rows,
-            base=self.base,
-            normalize=self.normalize,
-            history=history,
-            horizon=horizon,
-        )
-
 
 class TreesConfig(ModelConfig):
     """Config of `GradientBoostedTrees`; attributes as its arguments, the recipe's seed among them."""
+
+    model_class = GradientBoostedTrees
 
     max_iter: PositiveInt = 300
     tree_learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
@@ -222,22 +167,11 @@ class TreesConfig(ModelConfig):
     base: BaseKind = "linear"
     normalize: bool = True
 
-    def build(self, state_dim: int, action_dim: int, history: int, horizon: int) -> GradientBoostedTrees:
-        """Return the model; it draws nothing."""
-        return GradientBoostedTrees(
-            state_dim,
-            action_dim,
-            max_iter=self.max_iter,
-            learning_rate=self.tree_learning_rate,
-            max_leaf_nodes=self.max_leaf_nodes,
-            min_samples_leaf=self.min_samples_leaf,
-            max_fit_rows=self.max_fit_rows,
-            seed=self.training.seed,
-            base=self.base,
-            normalize=self.normalize,
-            history=history,
-            horizon=horizon,
-        )
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of the model, the recipe's seed among them."""
+        own = super().arguments()
+        own["learning_rate"] = own.pop("tree_learning_rate")
+        return {**own, "seed": self.training.seed}
 
 
 class OracleConfig(ModelConfig):
@@ -247,6 +181,8 @@ class OracleConfig(ModelConfig):
         env_id: Gymnasium id of the task; null for the one that the dataset was recorded in.
         env_kwargs: arguments of the task.
     """
+
+    model_class = PhysicalOracle
 
     env_id: str | None = None
     env_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -258,17 +194,15 @@ class OracleConfig(ModelConfig):
         kwargs = json.loads(recording.get("env_kwargs") or "{}")
         return self.replace(env_id=str(recording["env_id"]), env_kwargs=kwargs)
 
-    def build(self, state_dim: int, action_dim: int, history: int, horizon: int) -> PhysicalOracle:
-        """Return the model; it draws nothing.
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of the model.
 
         Raises:
-            ConfigError: when there is no task, or the oracle refuses it.
+            ConfigError: when there is no task.
         """
         if self.env_id is None:
             raise ConfigError("PhysicalOracle needs the simulator of the recording, which names none; set env_id")
-        return PhysicalOracle(
-            state_dim, action_dim, env_id=self.env_id, env_kwargs=self.env_kwargs, history=history, horizon=horizon
-        )
+        return super().arguments()
 
 
 TARGETS: dict[str, type[ModelConfig]] = {
