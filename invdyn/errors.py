@@ -1,7 +1,7 @@
 """Errors that a user can act on."""
 
 
-class InvdynError(ValueError):
+class InvdynError(Exception):  # no ValueError: what handles a damaged file must not take a silent service for one
     """Bad input: what must hold, what was found, where, and what to do, in one line.
 
     Commands print the message and exit with `exit_code`. Anything else that is raised is a fault of invdyn itself.

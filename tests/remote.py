@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from invdyn import storage
 
@@ -21,3 +26,15 @@ def contents(url: str) -> dict[str, bytes]:
     """The bytes of every file below a URL."""
     filesystem, name = storage.connect(url)
     return {path: filesystem.cat_file(f"{name}/{path}") for path in storage.list_names(url, recursive=True)}
+
+
+@contextmanager
+def silence(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let a service time out whenever a whole file is read."""
+
+    def fail(*_arguments: Any, **_options: Any) -> Any:
+        raise TimeoutError("no answer within 30 s")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.connect(url)[0], "cat_file", fail)
+        yield

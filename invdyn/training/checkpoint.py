@@ -23,7 +23,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from invdyn import storage
-from invdyn.errors import ConfigError, DataError, StorageError
+from invdyn.errors import ConfigError, DataError
 from invdyn.models.base import InverseDynamics
 from invdyn.models.constant_dims import WithConstantDims
 from invdyn.models.flow import FlowInverseDynamics, SamplingSetting
@@ -179,8 +179,6 @@ def _read_sampling(folder: AnyPath) -> dict[str, Any] | None:
         return None
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except StorageError:
-        raise
     except (OSError, ValueError) as error:
         raise DataError(f"sampling settings cannot be read: {path}: {error}") from None
     return values
@@ -195,8 +193,6 @@ def load_trainer_state(folder: AnyPath, device: torch.device) -> dict[str, Any]:
     path = folder / STATE_FILE
     try:
         state = torch.load(io.BytesIO(path.read_bytes()), map_location=device, weights_only=True)
-    except StorageError:
-        raise  # nothing is known of the file
     except (OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"trainer state cannot be loaded: {path}: {reason}; start a new run") from None
@@ -237,8 +233,6 @@ def read_metrics(folder: AnyPath) -> dict[str, float]:
     """
     try:
         metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
-    except StorageError:
-        raise
     except (OSError, ValueError) as error:
         raise DataError(f"checkpoint metrics cannot be read: {folder / METRICS_FILE}: {error}") from None
     if not isinstance(metrics, dict):

@@ -11,6 +11,7 @@ from safetensors.torch import load
 from invdyn import storage
 from invdyn.errors import ConfigError, DataError, StorageError
 from invdyn.models.flow import FlowInverseDynamics
+from invdyn.training.attempt import read_mark
 from invdyn.training.checkpoint import WEIGHTS_FILE, list_checkpoints, load_checkpoint, load_trainer_state
 from invdyn.training.distributed import check_run, train
 from invdyn.training.followed_log import FollowedLog
@@ -157,3 +158,11 @@ def test_log_is_followed(remote: str, capfd: pytest.CaptureFixture[str]) -> None
     with FollowedLog(log):
         log.write_text("before é\nlast words\n")
     assert capfd.readouterr().out == "last words\n"
+
+
+def test_a_mark_that_cannot_be_read_is_not_missing(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken for missing, it would end a healthy run as one that another attempt has taken over."""
+    run_dir = as_path(remote) / "run"
+    assert read_mark(run_dir) is None
+    with there.silence(remote, monkeypatch), pytest.raises(StorageError, match="storage does not answer"):
+        read_mark(run_dir)

@@ -154,6 +154,21 @@ def test_a_service_that_fails_is_no_damage(tmp_path: Path, s3_bucket: str, monke
     assert "manifest.json" not in there.contents(config.transitions_path)
 
 
+def test_a_service_that_is_silent_for_a_while_costs_nothing(
+    tmp_path: Path, here: dict[str, bytes], remote: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_at(tmp_path, remote)
+    interrupt(config, 2)
+    found = there.contents(config.transitions_path)
+    with there.silence(remote, monkeypatch), pytest.raises(StorageError, match="storage does not answer"):
+        create_dataset(config, local=True)
+    assert there.contents(config.transitions_path) == found
+    store = create_dataset(config, local=True)
+    assert there.contents(store.path) == here
+    with there.silence(remote, monkeypatch), pytest.raises(StorageError, match="storage does not answer"):
+        TransitionStore(store.path)
+
+
 @pytest.mark.parametrize("name", ["buffer_path", "output_path"])
 def test_memory_is_refused_where_workers_would_look_for_it(tmp_path: Path, name: str) -> None:
     record(tmp_path)
