@@ -125,6 +125,16 @@ def test_joint_limits_are_reported() -> None:
     assert solution.constrained.tolist() == [True, True, False]
 
 
+def test_dry_friction_is_no_limit(tmp_path: Path) -> None:
+    kwargs = {"xml_file": pendulum_xml(tmp_path, 'name="slider"', 'name="slider" frictionloss="2"')}
+    env = make_env(PENDULUM, kwargs)
+    states = random_pendulum_states(50)
+    actions = random_actions(env, 50)
+    solution = PhysicalInverse(PENDULUM, kwargs).solve(states, step_from(env, states, actions))
+    np.testing.assert_allclose(solution.action, actions, rtol=1e-6, atol=1e-8)
+    assert not solution.constrained.any()
+
+
 def test_transitions_of_another_task_leave_a_residual() -> None:
     states, _, next_states = roll("HalfCheetah-v5", {"frame_skip": 1}, 20)
     shifted = PhysicalInverse("PhysicsShift-v0", {**CHEETAH_SHIFT, "mass": 2.0})

@@ -26,15 +26,15 @@ def test_equal_rows_of_an_episode_count_once() -> None:
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
-    """Episodes of 1 to 30 rows with an offset each."""
+    """Episodes of 1 to 30 rows with an offset each, far from 0: how many rows were drawn counts too."""
     generator = np.random.default_rng(2)
     held, trials = 0, 300
     for trial in range(trials):
         sizes = generator.integers(1, 31, 60)
-        rows = generator.normal(size=60).repeat(sizes) + generator.normal(size=sizes.sum())
+        rows = 5.0 + generator.normal(size=60).repeat(sizes) + generator.normal(size=sizes.sum())
         found = EpisodeBootstrap(np.arange(60).repeat(sizes), seed=trial, replicates=300).interval(rows)
         assert found is not None
-        held += found.low < 0 < found.high
+        held += found.low < 5.0 < found.high
     assert 0.89 < held / trials < 0.99
 
 

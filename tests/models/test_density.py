@@ -56,19 +56,19 @@ def test_a_flow_that_does_nothing_is_the_gaussian_of_its_base(network: str, pred
     torch.testing.assert_close(model.log_prob(*rows), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_calibrated_spread_is_in_the_density() -> None:
+def test_the_calibrated_spread_of_the_finest_setting_is_in_the_density() -> None:
     rows = make_rows()
     torch.manual_seed(0)
     options = {"network": "mlp", "prediction": "angular", "base": "mlp", "base_dims": (8, 8)}
     model = silenced(FlowInverseDynamics(3, 2, 4, (8, 8), **options))  # type: ignore[arg-type]
     model.fit_normalization(moments_of(rows))
-    model.spreads = {SamplingSetting("angular_euler", 1): (0.5, 2.0)}
-    samples = model.sample(rows.state, rows.next_state, 20_000, num_inference_steps=1, solver="angular_euler").double()
+    model.spreads = {SamplingSetting("euler", 1): (5.0, 5.0), SamplingSetting("angular_euler", 2): (0.5, 3.0)}
+    samples = model.sample(rows.state, rows.next_state, 20_000, num_inference_steps=2, solver="angular_euler").double()
     context, base = model.encode_transition(rows.state, rows.next_state)
     _, found = model.condition(context)
     assert found is not None
     mean = base + found.mean.double() @ model.target_scale.double().T
-    spread = found.log_scale.double().exp() * torch.tensor([0.5, 2.0])
+    spread = found.log_scale.double().exp() * torch.tensor([0.5, 3.0])
     factor = model.target_scale.double() * spread[:, None]
     gaussian = MultivariateNormal(mean, covariance_matrix=factor @ factor.mT)
     torch.testing.assert_close(samples.mean(dim=0), mean, rtol=0, atol=0.05)

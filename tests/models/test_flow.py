@@ -237,6 +237,20 @@ def test_no_sample_lies_farther_out_than_training_targets(tails: float | None) -
     torch.testing.assert_close(targets[0], found.mean + 30.0 * found.log_scale.exp())
 
 
+@pytest.mark.parametrize("tails", [None, 3.0])
+def test_the_flow_learns_nothing_from_how_far_out_an_outlier_is(tails: float | None) -> None:
+    options = {"network": "mlp", "prediction": "angular", "base": "mlp", "base_dims": (8, 8), "base_tails": tails}
+    model = FlowInverseDynamics(3, 2, 4, (8, 8), **options)  # type: ignore[arg-type]
+    context, noise = torch.randn(4, model.context_dim, generator=seeded(0)), model.draw_noise(4, seeded(1))
+    gradients = []
+    for distance in (10.0, 1e3, 1e6):  # of at most one spread each: 10 lies inside of 30
+        loss = model.encoded_loss(context, torch.full((4, 2), distance), noise)
+        (gradient,) = torch.autograd.grad(loss, [model.network.last_layer().bias])
+        gradients.append(gradient)
+    assert not torch.equal(gradients[0], gradients[1])
+    assert torch.equal(gradients[1], gradients[2])
+
+
 @pytest.mark.parametrize(("num_samples", "rows"), [(3, 19), (8, 19), (1, 5)])
 def test_samples_that_are_carried_block_by_block_are_those_carried_at_once(
     num_samples: int, rows: int, monkeypatch: pytest.MonkeyPatch

@@ -10,7 +10,7 @@ from invdyn.models import FlowInverseDynamics
 from invdyn.models.recipe import TrainingRecipe
 from invdyn.models.registry import build_model, parse_model_config
 from invdyn.training.batches import Rows
-from invdyn.training.trainer import Trainer, learning_rates
+from invdyn.training.trainer import Trainer, average_decays, learning_rates
 from tests.training.runs import CPU, TWO_STAGES
 
 MLP = {"_target_": "invdyn.models.MLPRegression", "name": "mlp", "down_dims": [16, 16]}
@@ -113,6 +113,7 @@ def test_a_base_is_trained_first_and_then_fixed_at_its_average() -> None:
     assert trainer.schedule(1)[0] == learning_rates(config.training, 11, 1, 12)
     assert train(4).shape == (4,)  # across the boundary
     assert trainer.schedule(1)[0] == learning_rates(config.training, 3, 1, 28)
+    assert trainer.schedule(1)[1] == average_decays(config.training, 3, 1)
     averaged = flat(trainer.average.conditional.parameters_of_mean())  # type: ignore[union-attr,operator]
     assert torch.equal(flat(base), averaged)
     train(5)

@@ -38,11 +38,11 @@ def test_merged_moments_equal_numpy_over_all_rows(sizes: list[int], offset: floa
     np.testing.assert_allclose(merged.covariance, np.cov(rows.T, bias=True), rtol=1e-9, atol=1e-9 * rows.std() ** 2)
 
 
-@pytest.mark.parametrize(("horizon", "history"), [((), 0), ((2,), 1)])
-def test_moments_of_transitions_over_many_chunks(horizon: tuple[int, ...], history: int) -> None:
+@pytest.mark.parametrize(("horizon", "history", "offset"), [((), 0, 0.0), ((2,), 1, 0.0), ((), 0, 1e4)])
+def test_moments_of_transitions_over_many_chunks(horizon: tuple[int, ...], history: int, offset: float) -> None:
     generator = np.random.default_rng(0)
     num_rows = 20_000
-    state = generator.normal(size=(num_rows, 2 * (history + 1))).astype(np.float32)
+    state = generator.normal(offset, size=(num_rows, 2 * (history + 1))).astype(np.float32)
     next_state = (state[:, -2:] + 1e-3 * generator.normal(size=(num_rows, 2))).astype(np.float32)
     action = generator.normal(size=(num_rows, *horizon, 2)).astype(np.float32)
     rows = np.concatenate([transition_features(state, next_state), action.reshape(num_rows, -1)], axis=1)
