@@ -10,12 +10,13 @@ export WANDB_SILENT ?= true
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: leaderboard-env help setup demo test test-cluster lint bench clean
+.PHONY: leaderboard-env help setup demo test test-slow test-cluster lint bench clean
 
 help:
 	@echo "make setup   create .venv and install what is pinned in constraints.txt"
 	@echo "make demo    the whole pipeline on this machine, in minutes; ends with where the report is"
-	@echo "make test    lint, then every test that needs no GPU (ARGS='-k name' is passed to pytest)"
+	@echo "make test    lint, then every test that takes seconds and needs no GPU (ARGS='-k name' is passed to pytest)"
+	@echo "make test-slow   the tests that take longer: the whole demo, 10,000 files, machine code of the U-Net"
 	@echo "make test-cluster   three hosts on this machine as a cluster over SSH (root, Debian or Ubuntu)"
 	@echo "make lint    ruff, mypy, import-linter, codespell"
 	@echo "make bench   the benchmarks"
@@ -42,6 +43,9 @@ demo: setup
 test: lint
 	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-n 2 --dist loadfile)
 	$(if $(ARGS),,$(BIN)/python -m pytest tests --ignore tests/cluster -m cluster)
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 # Three hosts on this machine, over SSH. Without root it skips and says so.
 test-cluster: setup

@@ -1,4 +1,4 @@
-"""Record sequences in simulation: python experiments/collect.py --config configs/dataset/pendulum.yaml."""
+"""Record sequences in simulation: python experiments/collect.py --config configs/dataset/pendulum_integrable.yaml."""
 
 from __future__ import annotations
 

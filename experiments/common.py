@@ -36,7 +36,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         "--wandb",
         choices=("online", "offline", "disabled"),
         default=None,
-        help="W&B mode (default: WANDB_MODE, else offline)",
+        help="W&B mode (default: WANDB_MODE, else online where there is an account, else offline)",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="overrides", help="override a config value"
