@@ -55,8 +55,7 @@ def residual_of(found: Conditional, target: Float[Tensor, "batch dim"]) -> Float
 
 def target_of(found: Conditional, residual: Float[Tensor, "*samples batch dim"]) -> Float[Tensor, "*samples batch dim"]:
     """Return the target that a residual is left of."""
-    distance = residual if found.tails is None else found.tails * torch.sinh(residual / found.tails)
-    return found.mean + found.log_scale.exp() * distance
+    return found.mean + found.log_scale.exp() * expand(residual, found.tails)
 
 
 def log_volume(found: Conditional, residual: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
@@ -79,6 +78,11 @@ def compress(distance: Tensor, tails: float | None) -> Tensor:
         tensor([ 0.2995, -8.9947])
     """
     return distance if tails is None else tails * torch.asinh(distance / tails)
+
+
+def expand(residual: Tensor, tails: float | None) -> Tensor:
+    """Return the distances that `compress` gives residuals of."""
+    return residual if tails is None else tails * torch.sinh(residual / tails)
 
 
 def largest_residual(tails: float | None) -> float:

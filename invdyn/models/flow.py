@@ -23,7 +23,9 @@ from invdyn.models.bounds import ActionBounds, BoundRule, Bounds
 from invdyn.models.conditional_base import (
     Conditional,
     ConditionalBase,
+    compress,
     conditional_loss,
+    expand,
     largest_residual,
     log_volume,
     mean_loss,
@@ -128,13 +130,14 @@ class FlowInverseDynamics(InverseDynamics):
         self.prediction = prediction
         self.solver = solver
         self.conditional: ConditionalBase | None = None
-        self.largest = largest_residual(base_tails if base == "mlp" else None)  # of x_1 in training
+        self.tails = base_tails if base == "mlp" else None
+        self.largest = largest_residual(self.tails)  # of x_1 in training
         features = 0
         if base == "mlp":
             _check_widths("base_dims", base_dims)
             if not 0 <= base_gates <= base_dims[0]:
                 raise ConfigError(f"base_gates must be from 0 to base_dims[0] = {base_dims[0]}, got {base_gates}")
-            self.conditional = ConditionalBase(self.context_dim, self.target_dim, base_dims, base_gates, base_tails)
+            self.conditional = ConditionalBase(self.context_dim, self.target_dim, base_dims, base_gates, self.tails)
             features = base_dims[-1]
             self.num_stages = 2
         self.network: VelocityNetwork = NETWORKS[network](
@@ -309,16 +312,29 @@ class FlowInverseDynamics(InverseDynamics):
         velocity, method = self._velocity(seen, self.network), get_solver(setting.solver)
         spread = self.spread_of(setting)
         if spread is None:
-            return method.integrate(velocity, x_0, setting.num_inference_steps)
+            return self._as_in_training(method.integrate(velocity, x_0, setting.num_inference_steps))
         first = FirstEvaluation(velocity)
-        x_1 = method.integrate(first, x_0, setting.num_inference_steps)
-        return torch.lerp(first.end, x_1, _vector(spread, x_1))
+        x_1 = self._as_in_training(method.integrate(first, x_0, setting.num_inference_steps))
+        return self._stretched(self._as_in_training(first.end), x_1, _vector(spread, x_1))
+
+    def _as_in_training(self, x_1: Float[Tensor, "samples batch target"]) -> Float[Tensor, "samples batch target"]:
+        """Return what an "mlp" base leaves, no larger than targets of the training."""
+        return x_1 if self.conditional is None else x_1.clamp(-self.largest, self.largest)
+
+    def _stretched(
+        self,
+        mean: Float[Tensor, "samples batch target"],
+        x_1: Float[Tensor, "samples batch target"],
+        spread: Float[Tensor, " target"],
+    ) -> Float[Tensor, "samples batch target"]:
+        """Return x_1 with its distance from its mean multiplied, in units of the target."""
+        return compress(torch.lerp(expand(mean, self.tails), expand(x_1, self.tails), spread), self.tails)
 
     def _on_base(
-        self, x_1: Float[Tensor, "samples batch target"], found: Conditional | None
-    ) -> Float[Tensor, "samples batch target"]:
+        self, x_1: Float[Tensor, "*samples batch target"], found: Conditional | None
+    ) -> Float[Tensor, "*samples batch target"]:
         """Return the targets of what `carry` gives."""
-        return x_1 if found is None else target_of(found, x_1.clamp(-self.largest, self.largest))
+        return x_1 if found is None else target_of(found, x_1)
 
     def carry_in_blocks(
         self,
@@ -428,13 +444,14 @@ class FlowInverseDynamics(InverseDynamics):
             volume = target.new_zeros(len(target))
             if found is not None:
                 found = found._replace(mean=found.mean.double(), log_scale=found.log_scale.double())
-                target = residual_of(found, target)
-                volume = log_volume(found, target)
             if (factors := self.spread_of()) is not None:
                 spread = target.new_tensor(factors)
-                mean = velocity(torch.zeros_like(target), 0.0)
+                mean = self._on_base(velocity(torch.zeros_like(target), 0.0), found)
                 target = mean + (target - mean) / spread
                 volume = volume + spread.log().sum()
+            if found is not None:
+                target = residual_of(found, target)
+                volume = volume + log_volume(found, target)
             return flow_log_prob(velocity, target) - volume
 
 

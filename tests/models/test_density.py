@@ -76,12 +76,15 @@ def test_the_calibrated_spread_of_the_finest_setting_is_in_the_density() -> None
     torch.testing.assert_close(model.log_prob(*rows), gaussian.log_prob(rows.action.double()), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("tails", [None, 2.0])
-def test_the_density_on_a_base_is_that_of_the_samples(tails: float | None) -> None:
+@pytest.mark.parametrize(("tails", "spread"), [(None, 1.0), (2.0, 1.0), (2.0, 1.7)])
+def test_the_density_on_a_base_is_that_of_the_samples(tails: float | None, spread: float) -> None:
     torch.manual_seed(1)
     options = {"network": "mlp", "prediction": "angular", "base": "mlp", "base_dims": (8, 8), "base_tails": tails}
     model = FlowInverseDynamics(3, 1, 4, (8, 8), **options)  # type: ignore[arg-type]
-    torch.nn.init.normal_(model.network.output.weight)  # type: ignore[union-attr,arg-type]
+    # What is stretched is the distance from one mean only where the first evaluation says the same of all noise.
+    torch.nn.init.normal_(model.network.output.weight, std=float(spread == 1.0))  # type: ignore[union-attr,arg-type]
+    torch.nn.init.constant_(model.network.output.bias, 0.7)  # type: ignore[union-attr,arg-type]
+    model.spreads = {SamplingSetting("angular_midpoint", 50): (spread,)}
     rows = make_rows(rows=1)
     edges = torch.linspace(-20.0, 20.0, 2001).double()
     middle = (edges[1:] + edges[:-1])[:, None] / 2
