@@ -112,12 +112,13 @@ def new_run(args: argparse.Namespace) -> RunConfig:
         )
     dataset = load_dataset_config(args.dataset_config, args.storage)
     model = load_model_config(args.model_config, args.overrides)
+    model = model.replace(training=apply_flags(model.training, args))
     store = TransitionStore(dataset.transitions_path)
     return RunConfig.for_dataset(
         store,
         args.run_dir or dataset.below_storage(f"runs/{dataset.name}/{model.name}-{time.strftime('%Y%m%d-%H%M%S')}"),
         model=model,
-        training=apply_flags(model.training, args),
+        training=model.training,
         device=args.device or model.device or "auto",
         num_workers=args.num_workers or 1,
         min_workers=args.min_workers,

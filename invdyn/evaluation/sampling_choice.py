@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from invdyn.errors import TrainingDiverged
 from invdyn.evaluation.calibration import density_levels
 from invdyn.evaluation.metrics import crps, energy_scores, flat_actions, mean_distances, nrmse
 from invdyn.models.flow import FlowInverseDynamics, SamplingSetting, network_evaluations
@@ -114,6 +115,12 @@ def quality_of_settings(
         settings: solvers and steps.
         seed: of the noise.
         calibrate: False to judge the model's own spread.
+
+    Returns:
+        One per setting whose samples are finite.
+
+    Raises:
+        TrainingDiverged: when none has such.
     """
     judge = _Judge(model, rows, std, seed)
     fresh = torch.randn(judge.noise.shape, generator=judge.generator, device=model.device)
@@ -121,6 +128,8 @@ def quality_of_settings(
     with _uncalibrated(model):
         for setting in settings:
             samples, seconds = judge.draw(setting)
+            if not samples.isfinite().all():
+                continue
             spread = judge.best_spread(samples) if calibrate else torch.ones_like(judge.target[0])
             drawn.append(judge.actions_of(judge.stretched(samples, spread)))
             found.append(
@@ -137,6 +146,10 @@ def quality_of_settings(
                     coverage_90=_region_coverage(drawn[-1], judge.truth, std),
                     coverage_error=_coverage_error(len(judge.truth)),
                 )
+            )
+        if not found:
+            raise TrainingDiverged(
+                "samples of a trained flow must be finite: with no solver and steps are they; lower learning_rate"
             )
         best = _best(found)
         model.spreads = {best.setting: best.spread}

@@ -38,4 +38,4 @@ class TrainingRecipe(Config):
     max_grad_norm: float | None = Field(default=None, gt=0)
     base_fraction: float = Field(default=0.5, gt=0, lt=1)
     student_steps: int | None = Field(default=None, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)

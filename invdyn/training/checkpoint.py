@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from invdyn import storage
 from invdyn.errors import ConfigError, DataError
@@ -82,7 +83,8 @@ def save_checkpoint(
             )
             (temporary / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
             (temporary / METRICS_FILE).write_text(json.dumps(metrics, indent=1), encoding="utf-8")
-            torch.save(trainer_state, temporary / STATE_FILE)
+            # Of a view, all that it is a view of would be written: the weights of a whole population.
+            torch.save(tree_map_only(Tensor, torch.clone, trainer_state), temporary / STATE_FILE)
         _remove_old(folder.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
@@ -141,9 +143,10 @@ def write_sampling(folder: AnyPath, chosen: SamplingSetting, curve: Sequence[Map
     write_whole(folder / SAMPLING_FILE, json.dumps(values, indent=1))
 
 
-def choose_sampling(folder: AnyPath, chosen: SamplingSetting) -> None:
-    """Make another setting the one that a checkpoint's model samples with, if it has chosen one."""
+def choose_steps(folder: AnyPath, num_inference_steps: int) -> None:
+    """Make another number of steps the one that a checkpoint's model samples with, if it has chosen one."""
     if (values := _read_sampling(folder)) is not None:
+        chosen = SamplingSetting(values["chosen"]["solver"], num_inference_steps)
         write_sampling(folder, chosen, values["curve"])
 
 

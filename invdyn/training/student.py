@@ -26,7 +26,7 @@ from invdyn.models.flow import FlowInverseDynamics, SamplingSetting
 from invdyn.models.networks import distance
 from invdyn.models.recipe import TrainingRecipe
 from invdyn.models.solvers import QUARTER_TURN
-from invdyn.training.batches import Rows, epoch_generator, load_rows
+from invdyn.training.batches import Rows, encode_rows, epoch_generator
 from invdyn.training.checkpoint import list_checkpoints, save_checkpoint
 from invdyn.training.run_config import CONFIG_FILE, RunConfig
 from invdyn.training.sampling import settle_sampling
@@ -74,7 +74,8 @@ def train_student(
     if list_checkpoints(folder):  # trained before the run was continued
         return folder
     generator = epoch_generator(config.training.seed, 0, STUDENT_STREAM, teacher.device)
-    pairs = draw_pairs(teacher, load_rows(teacher, store, "train", teacher.device), generator)
+    rows = store.load_spread("train", MAX_PAIRS, columns=("state", "action", "next_state"))
+    pairs = draw_pairs(teacher, encode_rows(teacher, rows, teacher.device), generator)
     straight, ends = (max(1, round(share * teacher_steps)) for share in (STRAIGHT_SHARE, END_SHARE))
     student = straighten(teacher, pairs, steps, config.training, straight, generator)
     student = match_ends(student, pairs, steps, config.training, ends, generator)

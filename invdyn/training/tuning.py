@@ -17,9 +17,8 @@ from invdyn import storage
 from invdyn.arrow_storage import for_ray
 from invdyn.errors import ConfigError, DataError
 from invdyn.evaluation.quality import StepQuality
-from invdyn.models.flow import SamplingSetting
 from invdyn.nodes import SharedFiles, shared_files, watching_nodes
-from invdyn.training.checkpoint import WEIGHTS_FILE, choose_sampling, list_checkpoints
+from invdyn.training.checkpoint import WEIGHTS_FILE, choose_steps, list_checkpoints
 from invdyn.training.distributed import cluster_resources
 from invdyn.training.run_config import CONFIG_FILE, RunConfig, resolve_device
 from invdyn.training.sweep_config import SWEEP_FILE, SweepConfig
@@ -191,8 +190,7 @@ def copy_best(row: SweepRow, folder: AnyPath) -> None:
         config = RunConfig.load(source)
         if row.num_inference_steps is not None and hasattr(config.model, "num_inference_steps"):
             config = config.replace(model=config.model.replace(num_inference_steps=row.num_inference_steps))
-            solver = getattr(config.model, "solver", "")
-            choose_sampling(temporary, SamplingSetting(solver, row.num_inference_steps))
+            choose_steps(temporary, row.num_inference_steps)
         (temporary / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
 
 

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from invdyn.errors import TrainingDiverged
+from invdyn.evaluation.metrics import energy_scores
 from invdyn.evaluation.sampling_choice import (
+    NUM_SAMPLES,
     SettingQuality,
     choose_setting,
     quality_of_settings,
@@ -82,6 +85,37 @@ def test_a_wrong_spread_is_calibrated() -> None:
     assert own.coverage_90 > 0.94
     assert own.energy_score > found.energy_score
     assert not model.spreads
+
+
+@pytest.mark.parametrize("tails", [None, 1.0])
+def test_what_is_judged_is_what_is_sampled(tails: float | None) -> None:
+    """The energy score of the curve is that of the model's own samples of the same noise, its spread calibrated."""
+    torch.manual_seed(0)
+    options = {"network": "mlp", "prediction": "angular", "base": "mlp", "base_dims": (8,), "base_tails": tails}
+    model = FlowInverseDynamics(3, 2, 4, (8,), **options).eval()  # type: ignore[arg-type]
+    torch.nn.init.normal_(model.network.output.weight, std=0.1)  # type: ignore[union-attr,arg-type]
+    rows = make_rows(rows=500)
+    rows = rows._replace(action=2 * rows.action)
+    (found,) = quality_of_settings(model, rows._asdict(), np.ones(2), [SamplingSetting("angular_euler", 2)])
+    assert max(found.spread) > 1.5
+    model.spreads = {found.setting: found.spread}
+    noise = torch.randn(NUM_SAMPLES, 500, 2, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        drawn = model.sample_from(rows.state, rows.next_state, noise, num_inference_steps=2, solver="angular_euler")
+    score = energy_scores(drawn.double().numpy(), rows.action.double().numpy(), np.ones(2)).mean()
+    assert score == pytest.approx(found.energy_score, rel=1e-5)
+
+
+def test_settings_whose_samples_are_not_finite_are_left_out() -> None:
+    model, rows = FlowInverseDynamics(3, 2, 4, (8,), network="mlp", prediction="velocity").eval(), make_rows(rows=50)
+    settings = [SamplingSetting("euler", 1), SamplingSetting("euler", 16)]
+    torch.nn.init.constant_(model.network.output.weight, 1e20)  # type: ignore[union-attr,arg-type]
+    (found,) = quality_of_settings(model, rows._asdict(), np.ones(2), settings)
+    assert found.setting == settings[0]
+    torch.nn.init.constant_(model.network.output.weight, 1e38)  # type: ignore[union-attr,arg-type]
+    torch.nn.init.constant_(model.network.output.bias, 3e38)  # type: ignore[union-attr,arg-type]
+    with pytest.raises(TrainingDiverged, match=r"samples of a trained flow must be finite: .*; lower learning_rate"):
+        quality_of_settings(model, rows._asdict(), np.ones(2), settings)
 
 
 def test_samples_are_stretched_about_the_mean_of_the_flow() -> None:

@@ -74,6 +74,7 @@ def test_a_run(main: RunHere, recorded: Path, tmp_path: Path, capsys: pytest.Cap
     recipe = config.training
     assert (recipe.num_epochs, recipe.batch_size, recipe.learning_rate, recipe.seed) == (2, 32, 3e-3, 5)
     assert recipe.ema_decay == RECIPE["ema_decay"]
+    assert config.model.training == recipe  # models that are fitted take their seed from there
     captured = capsys.readouterr()
     assert "epoch 2/2" in captured.out
     assert captured.out.endswith(f"run: {tmp_path / 'run'}\n")
@@ -242,6 +243,7 @@ BAD_YAML = {
         (["--learning_rate=-1e-3"], "learning_rate: Input should be greater than 0, got -0.001"),
         (["--learning_rate", "nan"], "learning_rate: Input should be a finite number, got nan"),
         (["--seed", "-1"], "seed: Input should be greater than or equal to 0, got -1"),
+        (["--seed", str(2**63)], "seed: Input should be less than 9223372036854775808"),
         (["--batch_size", "100000"], "must hold at least one batch: it has 1680 rows, batch_size is 100000"),
         (["--num_workers", "2"], "--local trains in one process, got --num_workers 2; drop one of them"),
         (["--run_dir", "taken"], "run folder exists already: "),

@@ -19,6 +19,7 @@ from invdyn.models.registry import build_model
 from invdyn.training import checkpoint
 from invdyn.training.checkpoint import (
     CHECKPOINTS,
+    STATE_FILE,
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
@@ -87,6 +88,13 @@ def test_without_a_validation_loss_the_latest_counts(config: RunConfig) -> None:
         save(config, step)
     assert find_checkpoint(config.run_dir).name == "step-000000003"
     assert names(config) == ["step-000000002", "step-000000003"]
+
+
+def test_what_a_state_is_a_view_of_is_not_written(config: RunConfig) -> None:
+    of_population = torch.zeros(1000, 50)
+    folder = save_checkpoint(config.run_dir, config, 1, {}, {"weights": of_population[3].view(5, 10)}, {})
+    assert (folder / STATE_FILE).stat().st_size < 4 * of_population.numel()
+    assert load_trainer_state(folder, torch.device("cpu"))["weights"].shape == (5, 10)
 
 
 @pytest.mark.parametrize("breaks", ["save_file", "torch.save", "os.replace"])

@@ -11,7 +11,7 @@ from invdyn.evaluation.sampling_choice import CANDIDATES
 from invdyn.models.flow import FlowInverseDynamics, SamplingSetting
 from invdyn.training.checkpoint import (
     SAMPLING_FILE,
-    choose_sampling,
+    choose_steps,
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
@@ -84,10 +84,11 @@ def test_a_fixed_number_of_steps_is_kept_and_validated_alone(store: TransitionSt
 def test_another_choice_is_stored(store: TransitionStore, tmp_path: Path) -> None:
     train_loop(run_config(store, tmp_path / "run", CHOSEN, num_epochs=1), CPU)
     folder = find_checkpoint(tmp_path / "run")
-    choose_sampling(folder, SamplingSetting("euler", 3))
+    chosen = load_checkpoint(folder).model.solver
+    choose_steps(folder, 3)
     model = load_checkpoint(folder).model
     assert isinstance(model, FlowInverseDynamics)
-    assert (model.solver, model.num_inference_steps) == ("euler", 3)
+    assert (model.solver, model.num_inference_steps) == (chosen, 3)
     (folder / SAMPLING_FILE).write_text('{"chosen": {"solver": "rk9", "num_inference_steps": 1}, "curve": []}')
     with pytest.raises(DataError, match=r"sampling settings do not fit the model: .*rk9"):
         load_checkpoint(folder)

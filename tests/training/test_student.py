@@ -8,6 +8,7 @@ import torch
 from invdyn.errors import ConfigError
 from invdyn.models.flow import FlowInverseDynamics, SamplingSetting
 from invdyn.models.recipe import TrainingRecipe
+from invdyn.training import student
 from invdyn.training.checkpoint import load_checkpoint
 from invdyn.training.distributed import train
 from invdyn.training.student import STUDENT, TEACHER, draw_pairs, match_ends, network_time, straighten
@@ -72,6 +73,20 @@ def test_a_recipe_trains_one_beside_its_run(store: TransitionStore, tmp_path: Pa
     assert student.model.sample(torch.zeros(2, 2), torch.zeros(2, 2)).shape == (1, 2, 1)
     assert load_checkpoint(tmp_path / "run").config.model.name == "tiny"
     assert student.config.model.name == "tiny_student"
+
+
+def test_a_student_reads_no_more_rows_than_it_has_pairs(
+    store: TransitionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+    monkeypatch.setattr(student, "MAX_PAIRS", 100)
+    draw = student.draw_pairs
+    monkeypatch.setattr(student, "draw_pairs", lambda *args: counts.append(len(args[1][0])) or draw(*args))
+    train(
+        run_config(store, tmp_path / "run", {**FLOW, "prediction": "angular"}, num_epochs=1, student_steps=1),
+        local=True,
+    )
+    assert counts == [100]
 
 
 def test_times_of_the_network() -> None:

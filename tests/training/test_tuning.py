@@ -13,7 +13,7 @@ import torch
 
 from invdyn.errors import ConfigError, DataError
 from invdyn.models.registry import parse_model_config
-from invdyn.training.checkpoint import list_checkpoints, load_checkpoint, load_model
+from invdyn.training.checkpoint import SAMPLING_FILE, list_checkpoints, load_checkpoint, load_model
 from invdyn.training.sweep_config import SweepConfig, model_of_trial, trial_name
 from invdyn.training.trials import QUALITY_ROWS, Trial, run_trial
 from invdyn.training.tuning import SweepRow, check_devices, collect_rows, run_sweep
@@ -132,6 +132,20 @@ def test_best_is_the_best_row(swept: tuple[Path, list[SweepRow]], store: Transit
     drawn = best.model.sample(val["state"], val["next_state"], 8, generator=torch.Generator().manual_seed(0))[0]
     error = (drawn.double() - val["action"].double()).square().mean().sqrt() / store.moments.std[-1]
     assert float(error) == pytest.approx(rows[0].val_nrmse, rel=1e-5)
+
+
+@pytest.mark.parametrize("space", [{"down_dims": [[4]]}, {"num_inference_steps": [3]}])
+def test_best_samples_with_the_solver_that_was_chosen(
+    space: dict[str, Any], store: TransitionStore, tmp_path: Path
+) -> None:
+    base = parse_model_config({**FLOW, "num_inference_steps": None, "training": RECIPE}, where="test")
+    run = run_config(store, tmp_path / "trials/000").replace(model=base)
+    (row,) = run_sweep(make_sweep(space), [Trial({}, run)], tmp_path, local=True)
+    values = json.loads((list_checkpoints(run.run_dir)[-1] / SAMPLING_FILE).read_text())
+    measured = values["chosen"]["solver"], row.num_inference_steps
+    assert measured[0] != base.to_values()["solver"]
+    best = load_model(tmp_path / "best")
+    assert (best.solver, best.num_inference_steps) == measured
 
 
 def test_the_steps_of_the_model_where_the_space_has_none(store: TransitionStore, tmp_path: Path) -> None:
