@@ -7,13 +7,13 @@ The two files of an episode have the same path but for the word that says which 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Bool, Num
 
 from invdyn import storage
 from invdyn.errors import DataError
@@ -181,7 +181,7 @@ def read_layout(path: str) -> Layout:
     """Find out how a CSV file is written, from its first line, and count its rows.
 
     Raises:
-        DataError: when it is missing, empty or not text.
+        DataError: when it is missing, empty or not text, or a line before the last is blank.
     """
     with open_binary(path) as file, reading(path, UnicodeDecodeError):
         first = file.readline().decode("utf-8-sig").strip()
@@ -196,20 +196,32 @@ def read_layout(path: str) -> Layout:
         cells = [cell.strip().strip("\"'") for cell in cells_of[delimiter]]
         has_header = not any(_is_number(cell) for cell in cells)
         file.seek(0)
-        num_rows = count_lines(file) - int(has_header)
+        num_lines, blank = count_lines(file)
+    if blank:
+        raise DataError(
+            f"each line must hold the values of a step: {path}: line {blank} is blank, and others follow; put in what "
+            "is missing, or remove the episode"
+        )
     names = tuple(cells) if has_header else tuple(f"column {index}" for index in range(len(cells)))
-    return Layout(path, delimiter, names, has_header, num_rows)
+    return Layout(path, delimiter, names, has_header, num_lines - int(has_header))
 
 
-def count_lines(file: object) -> int:
-    """Return how many lines of an open file hold something, in blocks: no loop over lines."""
-    total, rest = 0, b""
-    while block := file.read(COUNT_BYTES):  # type: ignore[attr-defined]
-        block = rest + block
-        cut = block.rfind(b"\n") + 1
-        total += _count_full_lines(block[:cut])
-        rest = block[cut:]
-    return total + int(bool(rest.strip(BLANKS)))
+def count_lines(file: object) -> tuple[int, int]:
+    """Count the lines of an open file that hold something, in blocks: no loop over lines.
+
+    Returns:
+        How many there are, and the number of the first blank line before the last of them, from 1 on; 0 for none.
+    """
+    total = num_lines = last = blank = 0
+    for filled in _filled_lines(file):
+        where = np.flatnonzero(filled)
+        if not blank and len(where) < len(filled):
+            blank = num_lines + int(filled.argmin()) + 1
+        if len(where):
+            last = num_lines + int(where[-1]) + 1
+        total += len(where)
+        num_lines += len(filled)
+    return total, blank if last > total else 0
 
 
 def read_columns(path: str, keys: tuple[str, ...], whole: str, setting: str) -> Num[np.ndarray, "rows columns"]:
@@ -253,10 +265,16 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _count_full_lines(block: bytes) -> int:
-    """Return how many of the lines of a block, which ends with a line, hold something."""
-    values = np.frombuffer(block, dtype=np.uint8)
-    ends = np.flatnonzero(values == NEW_LINE)
-    # What is in a line, as a running count: equal at both ends of an empty line.
-    filled = np.cumsum(~np.isin(values, np.frombuffer(BLANKS, dtype=np.uint8)))
-    return int(np.count_nonzero(np.diff(filled[ends], prepend=0)))
+def _filled_lines(file: object) -> Iterator[Bool[np.ndarray, "lines"]]:
+    """Return which lines of an open file hold something, block by block."""
+    rest = b""
+    while block := file.read(COUNT_BYTES):  # type: ignore[attr-defined]
+        block = rest + block
+        cut = block.rfind(b"\n") + 1
+        rest = block[cut:]
+        values = np.frombuffer(block[:cut], dtype=np.uint8)
+        ends = np.flatnonzero(values == NEW_LINE)
+        # What is in a line, as a running count: equal at both ends of an empty line.
+        filled = np.cumsum(~np.isin(values, np.frombuffer(BLANKS, dtype=np.uint8)))
+        yield np.diff(filled[ends], prepend=0) > 0
+    yield np.array([bool(rest.strip(BLANKS))])

@@ -108,6 +108,20 @@ def test_empty_cell_is_found(tmp_path: Path) -> None:
         transitions_of(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["state", "action"])
+@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_blank_line_is_an_empty_cell(name: str, columns: int, end: str, tmp_path: Path) -> None:
+    """The other rows would all move up by one."""
+    lines = [",".join(["0.5"] * columns)] * 6
+    for file in ("state_0.csv", "action_0.csv"):
+        (tmp_path / file).write_text(end.join([*lines, "", ""]))
+    assert open_sequences(str(tmp_path)).inspect().num_states.tolist() == [6]
+    (tmp_path / f"{name}_0.csv").write_text(end.join([*lines[:3], "", *lines[4:], ""]))
+    with pytest.raises(DataError, match=rf"{name}_0\.csv: line 4 is blank, and others follow"):
+        open_sequences(str(tmp_path)).inspect()
+
+
 def test_row_with_too_few_cells(tmp_path: Path) -> None:
     write_csv(tmp_path, make_episodes([4]))
     file = tmp_path / "state_0.csv"
@@ -121,7 +135,9 @@ def test_lines_are_counted_in_blocks(lines: list[str], block: int) -> None:
     text = "\n".join(lines).encode()
     original, csv_folder.COUNT_BYTES = csv_folder.COUNT_BYTES, block
     try:
-        assert count_lines(io.BytesIO(text)) == sum(bool(line.strip("\r")) for line in lines)
+        filled = [bool(line.strip("\r")) for line in lines]
+        before_last = "".join("01"[line] for line in filled).rstrip("0")
+        assert count_lines(io.BytesIO(text)) == (sum(filled), before_last.find("0") + 1)
     finally:
         csv_folder.COUNT_BYTES = original
 
