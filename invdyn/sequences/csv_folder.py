@@ -45,6 +45,7 @@ class CsvReader(FileReader):
         on_error: `fail` or `skip`.
         state_word: what the path of a state file has where that of an action file has `action_word`.
         action_word: the same for action files.
+        header: whether the first line of each file holds names; found from the line when None.
     """
 
     format_name = "csv"
@@ -59,10 +60,12 @@ class CsvReader(FileReader):
         on_error: str = FAIL,
         state_word: str | None = None,
         action_word: str | None = None,
+        header: bool | None = None,
     ):
         super().__init__(path, state_keys, action_key, on_error=on_error)
         self.state_word = re.compile(re.escape(state_word)) if state_word else STATE_WORD
         self.action_word = re.compile(re.escape(action_word)) if action_word else ACTION_WORD
+        self.header = header
         self._action_paths: dict[str, str] = {}
         self._alone: set[str] = set()
         self._counts = ""
@@ -92,7 +95,7 @@ class CsvReader(FileReader):
         if path in self._alone:
             raise self._has_none(path)
         action_path = self._action_paths[path]
-        state_layout, action_layout = read_layout(path), read_layout(action_path)
+        state_layout, action_layout = read_layout(path, self.header), read_layout(action_path, self.header)
         state_columns = state_layout.choose(self.state_keys or (WHOLE_STATE,), WHOLE_STATE, "shape_meta.obs")
         action_columns = action_layout.choose((self.action_key,), WHOLE_ACTION, "shape_meta.action_key")
         num_states, num_actions = state_layout.num_rows, action_layout.num_rows
@@ -111,8 +114,13 @@ class CsvReader(FileReader):
     def read(self, plan: SequencePlan) -> EpisodeArrays:
         """Read both files whole."""
         file = plan.files[plan.file_index[0]]
-        state = read_columns(file.path, self.state_keys or (WHOLE_STATE,), WHOLE_STATE, "shape_meta.obs")
-        action = read_columns(file.parts[0], (self.action_key,), WHOLE_ACTION, "shape_meta.action_key")
+        state_layout, action_layout = (read_layout(path, self.header) for path in (file.path, file.parts[0]))
+        state = read_columns(
+            state_layout, state_layout.choose(self.state_keys or (WHOLE_STATE,), WHOLE_STATE, "shape_meta.obs")
+        )
+        action = read_columns(
+            action_layout, action_layout.choose((self.action_key,), WHOLE_ACTION, "shape_meta.action_key")
+        )
         if (len(state), len(action)) != (plan.num_states[0], plan.num_actions[0]):
             raise changed(file.path)
         return EpisodeArrays(state, action)
@@ -177,8 +185,12 @@ class Layout:
         return chosen
 
 
-def read_layout(path: str) -> Layout:
-    """Find out how a CSV file is written, from its first line, and count its rows.
+def read_layout(path: str, header: bool | None = None) -> Layout:
+    """Find out how a CSV file is written, from its first lines, and count its rows.
+
+    Args:
+        path: the file.
+        header: whether the first line holds names; found from the line when None.
 
     Raises:
         DataError: when it is missing, empty or not text, or a line before the last is blank.
@@ -194,7 +206,14 @@ def read_layout(path: str) -> Layout:
         cells_of = {mark: first.lstrip("# ").split(mark) for mark in DELIMITERS}
         delimiter = next((mark for mark in DELIMITERS if len(cells_of[mark]) > 1), ",")
         cells = [cell.strip().strip("\"'") for cell in cells_of[delimiter]]
-        has_header = not any(_is_number(cell) for cell in cells)
+        after = file.readline().decode("utf-8", "replace").strip()
+        numbered = cells == [str(index) for index in range(len(cells))]
+        if header is None and numbered and not _are_integers(after, delimiter):
+            raise DataError(
+                f"the first line must be clearly names or values: {path}: it is {first!r}, as columns without names "
+                "are headed and whole values are written; set format_options.header to true (names) or false (values)"
+            )
+        has_header = not any(_is_number(cell) for cell in cells) if header is None else header
         file.seek(0)
         num_lines, blank = count_lines(file)
     if blank:
@@ -224,16 +243,15 @@ def count_lines(file: object) -> tuple[int, int]:
     return total, blank if last > total else 0
 
 
-def read_columns(path: str, keys: tuple[str, ...], whole: str, setting: str) -> Num[np.ndarray, "rows columns"]:
-    """Read columns of a CSV file.
+def read_columns(layout: Layout, chosen: list[int]) -> Num[np.ndarray, "rows columns"]:
+    """Read columns of a CSV file, by their indices.
 
     Raises:
         DataError: when it is corrupt or a column is not numeric.
     """
     arrow = require_package("pyarrow", "csv")
     csv = require_package("pyarrow.csv", "csv")
-    layout = read_layout(path)
-    chosen = layout.choose(keys, whole, setting)
+    path = layout.path
     with open_binary(path) as file, reading(path, arrow.ArrowException):
         table = csv.read_csv(
             file,
@@ -263,6 +281,11 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return not cell
     return True
+
+
+def _are_integers(line: str, delimiter: str) -> bool:
+    """Return whether all cells of a line are whole numbers without point or exponent; also where there is no line."""
+    return not line or all(re.fullmatch(r"[-+]?[0-9]+", cell.strip().strip("\"'")) for cell in line.split(delimiter))
 
 
 def _filled_lines(file: object) -> Iterator[Bool[np.ndarray, "lines"]]:

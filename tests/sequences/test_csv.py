@@ -63,6 +63,28 @@ def test_headers_and_delimiters(delimiter: str, header: str, tmp_path: Path) -> 
     np.testing.assert_allclose(rows.state[1], [1.5, -0.1])
 
 
+@pytest.mark.parametrize("columns", [1, 2])
+def test_first_line_that_may_be_names_or_values_must_be_said(columns: int, tmp_path: Path) -> None:
+    """pandas heads columns without names by their numbers; a first state or action of such values looks the same."""
+    first = ",".join(map(str, range(columns)))
+    lines = [first, *(",".join([f"{step}.5"] * columns) for step in range(5))]
+    for name in ("state_0.csv", "action_0.csv"):
+        (tmp_path / name).write_text("\n".join(lines))
+    with pytest.raises(DataError, match=rf"clearly names or values: .*_0\.csv: it is '{first}'.*options\.header"):
+        open_sequences(str(tmp_path)).inspect()
+    _, rows = transitions_of(tmp_path, options={"header": True})
+    assert rows.action[:, 0].tolist() == [0.5, 1.5, 2.5, 3.5]
+    _, rows = transitions_of(tmp_path, options={"header": False})
+    assert rows.action[:, 0].tolist() == [0, 0.5, 1.5, 2.5, 3.5]
+
+
+def test_whole_numbers_are_values_unless_said(tmp_path: Path) -> None:
+    for name in ("state_0.csv", "action_0.csv"):
+        (tmp_path / name).write_text("0,1\n2,3\n4,5\n")
+    assert transitions_of(tmp_path)[1].action[:, 0].tolist() == [0, 2]
+    assert transitions_of(tmp_path, options={"header": True})[1].action[:, 0].tolist() == [2]
+
+
 def test_columns_make_the_state(tmp_path: Path) -> None:
     episodes = make_episodes([4])
     write_csv(tmp_path, episodes)
