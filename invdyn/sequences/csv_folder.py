@@ -49,6 +49,7 @@ class CsvReader(FileReader):
     """
 
     format_name = "csv"
+    default_state_keys = (WHOLE_STATE,)
     default_action_key = WHOLE_ACTION
 
     def __init__(
@@ -96,7 +97,7 @@ class CsvReader(FileReader):
             raise self._has_none(path)
         action_path = self._action_paths[path]
         state_layout, action_layout = read_layout(path, self.header), read_layout(action_path, self.header)
-        state_columns = state_layout.choose(self.state_keys or (WHOLE_STATE,), WHOLE_STATE, "shape_meta.obs")
+        state_columns = state_layout.choose(self.state_keys, WHOLE_STATE, "shape_meta.obs")
         action_columns = action_layout.choose((self.action_key,), WHOLE_ACTION, "shape_meta.action_key")
         num_states, num_actions = state_layout.num_rows, action_layout.num_rows
         if num_actions not in (num_states, num_states - 1):
@@ -115,9 +116,7 @@ class CsvReader(FileReader):
         """Read both files whole."""
         file = plan.files[plan.file_index[0]]
         state_layout, action_layout = (read_layout(path, self.header) for path in (file.path, file.parts[0]))
-        state = read_columns(
-            state_layout, state_layout.choose(self.state_keys or (WHOLE_STATE,), WHOLE_STATE, "shape_meta.obs")
-        )
+        state = read_columns(state_layout, state_layout.choose(self.state_keys, WHOLE_STATE, "shape_meta.obs"))
         action = read_columns(
             action_layout, action_layout.choose((self.action_key,), WHOLE_ACTION, "shape_meta.action_key")
         )

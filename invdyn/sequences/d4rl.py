@@ -52,6 +52,7 @@ class D4rlReader(FileReader):
     """
 
     format_name = "d4rl"
+    default_state_keys = (OBSERVATIONS,)
 
     def __init__(
         self,
@@ -63,7 +64,6 @@ class D4rlReader(FileReader):
         episode_ends: str | Iterable[str] | None = None,
     ):
         super().__init__(path, state_keys, action_key, on_error=on_error)
-        self.keys = self.state_keys or (OBSERVATIONS,)
         self.episode_ends = _names(episode_ends)
 
     @classmethod
@@ -83,7 +83,7 @@ class D4rlReader(FileReader):
     def inspect_file(self, path: str) -> SequencePlan:
         """Read the flags; where next observations are recorded, compare them once with the observations."""
         with open_hdf5(path) as file:
-            arrays = {key: numeric_array(file, key, path) for key in (*self.keys, self.action_key)}
+            arrays = {key: numeric_array(file, key, path) for key in (*self.state_keys, self.action_key)}
             flags = self._flags(file, path)
             check_rows({name: len(array) for name, array in {**arrays, **flags}.items()}, path)
             total = len(arrays[self.action_key])
@@ -107,7 +107,7 @@ class D4rlReader(FileReader):
                 source_file(path, self.path),
                 num_states=num_rows + int(self._has_next(file)),
                 num_actions=num_rows,
-                dims=(sum(width(arrays[key].shape) for key in self.keys), width(arrays[self.action_key].shape)),
+                dims=(sum(width(arrays[key].shape) for key in self.state_keys), width(arrays[self.action_key].shape)),
                 episode_index=episode_index,
                 first_row=first_row,
                 warnings=warnings,
@@ -127,7 +127,7 @@ class D4rlReader(FileReader):
                 raise changed(path)
 
             def read_states(rows: slice) -> Num[np.ndarray, "rows dim"]:
-                return side_by_side([_slice(file, key, shifted(rows, first), path) for key in self.keys])
+                return side_by_side([_slice(file, key, shifted(rows, first), path) for key in self.state_keys])
 
             if has_next:
                 next_states = _slice(file, NEXT_OBSERVATIONS, slice(first, first + total), path)
@@ -139,7 +139,7 @@ class D4rlReader(FileReader):
             )
 
     def _has_next(self, file: h5py.File) -> bool:
-        return self.keys == (OBSERVATIONS,) and isinstance(file.get(NEXT_OBSERVATIONS), h5py.Dataset)
+        return self.state_keys == (OBSERVATIONS,) and isinstance(file.get(NEXT_OBSERVATIONS), h5py.Dataset)
 
     def _flags(self, file: h5py.File, path: str) -> dict[str, h5py.Dataset]:
         wanted = self.episode_ends

@@ -57,6 +57,7 @@ class DiffusionPolicyReader(FileReader):
     """
 
     format_name = "diffusion_policy"
+    default_state_keys = (STATE_KEY,)
     default_action_key = "action"
 
     def __init__(
@@ -68,8 +69,7 @@ class DiffusionPolicyReader(FileReader):
         on_error: str = FAIL,
         missing_chunks: str = FAIL,
     ):
-        super().__init__(path, state_keys or (STATE_KEY,), action_key, on_error=on_error)
-        self.keys = tuple(state_keys or (STATE_KEY,))
+        super().__init__(path, state_keys, action_key, on_error=on_error)
         self.missing_chunks = missing_chunks
 
     @classmethod
@@ -89,7 +89,7 @@ class DiffusionPolicyReader(FileReader):
     def inspect_file(self, path: str) -> SequencePlan:
         """Read the episode ends and the arrays' descriptions."""
         with open_zarr(path) as group:
-            arrays = {key: _array(group, f"{DATA_GROUP}/{key}", path) for key in (*self.keys, self.action_key)}
+            arrays = {key: _array(group, f"{DATA_GROUP}/{key}", path) for key in (*self.state_keys, self.action_key)}
             ends = np.asarray(_array(group, EPISODE_ENDS, path)[:]).reshape(-1).astype(np.int64)
             shapes = {key: array.shape for key, array in arrays.items()}
             if not len(ends):
@@ -107,7 +107,7 @@ class DiffusionPolicyReader(FileReader):
             self._source(path),
             num_states=num_rows[kept],
             num_actions=num_rows[kept],
-            dims=(sum(width(shapes[key]) for key in self.keys), width(shapes[self.action_key])),
+            dims=(sum(width(shapes[key]) for key in self.state_keys), width(shapes[self.action_key])),
             episode_index=np.flatnonzero(kept),
             first_row=first_row[kept],
             warnings=() if kept.all() else (f"{path}: {int((~kept).sum())} episodes have no rows",),
@@ -119,14 +119,14 @@ class DiffusionPolicyReader(FileReader):
         assert plan.first_row is not None
         rows = slice(int(plan.first_row[0]), int(plan.first_row[-1] + plan.num_states[-1]))
         with open_zarr(path) as group:
-            states = [self._rows(group, key, rows, path) for key in self.keys]
+            states = [self._rows(group, key, rows, path) for key in self.state_keys]
             return EpisodeArrays(side_by_side(states), self._rows(group, self.action_key, rows, path))
 
     def source_paths(self, file: SourceFile) -> list[str]:
         """Return the zip file, or the files of the arrays that are read."""
         if not storage.is_folder(file.path):
             return [file.path]
-        names = (*(f"{DATA_GROUP}/{key}" for key in dict.fromkeys((*self.keys, self.action_key))), EPISODE_ENDS)
+        names = (*(f"{DATA_GROUP}/{key}" for key in dict.fromkeys((*self.state_keys, self.action_key))), EPISODE_ENDS)
         return [path for name in names for path in find_files(storage.join(file.path, name), ("",), hidden=True)]
 
     def _source(self, path: str) -> SourceFile:

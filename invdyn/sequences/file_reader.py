@@ -14,7 +14,6 @@ from invdyn.errors import ConfigError, DataError
 from invdyn.sequences.base import EPISODE_COLUMNS, Index, SequencePlan, SequenceReader, SourceFile
 
 FAIL, SKIP = "fail", "skip"
-OPTIONAL_COLUMNS = ("first_row", "given_split", "success")
 MAX_WARNINGS = 50
 
 
@@ -28,6 +27,8 @@ class FileReader(SequenceReader):
         on_error: `fail` at a file that cannot be used, or `skip` it and name it in the plan.
     """
 
+    default_state_keys: tuple[str, ...] = ()
+    """Empty where the keys are found in the file."""
     default_action_key = "actions"
     where_it_comes_from = "set buffer_path to the recording"
 
@@ -42,7 +43,7 @@ class FileReader(SequenceReader):
         if on_error not in (FAIL, SKIP):
             raise ConfigError(f"on_error must be {FAIL!r} or {SKIP!r}, got {on_error!r}")
         self.path = str(path)
-        self.state_keys = None if state_keys is None else tuple(state_keys)
+        self.state_keys = tuple(state_keys or ()) or self.default_state_keys
         self.action_key = action_key or self.default_action_key
         self.skips_damaged = on_error == SKIP
 

@@ -76,7 +76,7 @@ def numeric_array(group: h5py.Group, name: str, where: str) -> h5py.Dataset:
         where: file and episode, for errors.
 
     Raises:
-        DataError: when it is missing, a group, a scalar or not numeric.
+        DataError: when it is missing, a group, a scalar, without numbers or not numeric.
     """
     node = group.get(name)
     if not isinstance(node, h5py.Dataset):
@@ -90,15 +90,18 @@ def numeric_array(group: h5py.Group, name: str, where: str) -> h5py.Dataset:
 
 
 def check_numeric(dtype: np.dtype, shape: tuple[int, ...], name: str, where: str) -> None:
-    """Check that an array holds numbers, with one row per step.
+    """Check that an array holds numbers, at least one in each row.
 
     Raises:
         DataError: when it does not.
     """
     if not is_numeric(dtype):
         raise DataError(f"{name} must be numeric: {where}: it is {dtype}; choose other keys in shape_meta")
-    if not shape:
-        raise DataError(f"{name} must have a row per step: {where}: it is a single value; choose other keys")
+    if not shape or 0 in shape[1:]:
+        raise DataError(
+            f"{name} must have a row per step, of at least 1 number: {where}: its shape is {shape}; choose other keys "
+            "in shape_meta"
+        )
 
 
 def check_rows(sizes: Mapping[str, int], where: str) -> None:
@@ -128,15 +131,15 @@ def side_by_side(columns: list[np.ndarray]) -> Num[np.ndarray, "rows dim"]:
     return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
 
 
-def attributes(attrs: Mapping[str, object], names: Iterable[str]) -> dict[str, str | float]:
-    """Return the named scalar attributes that are there."""
+def attributes(attrs: Mapping[str, object], names: Iterable[str] | None = None) -> dict[str, str | float]:
+    """Return the attributes that are text, a number or a flag: all, or the named ones that are there."""
     found: dict[str, str | float] = {}
-    for name in names:
+    for name in attrs if names is None else names:
         value = attrs.get(name)
         if isinstance(value, bytes):
             value = value.decode("utf-8", "replace")
         if isinstance(value, str):
             found[name] = value
-        elif value is not None and np.isscalar(value) and np.issubdtype(type(value), np.number):
-            found[name] = float(value)  # type: ignore[arg-type]
+        elif isinstance(value, bool | int | float | np.bool_ | np.integer | np.floating):
+            found[name] = float(value)
     return found

@@ -74,6 +74,7 @@ class LerobotReader(FileReader):
     """
 
     format_name = "lerobot"
+    default_state_keys = (STATE_KEY,)
     default_action_key = "action"
 
     def __init__(
@@ -84,8 +85,7 @@ class LerobotReader(FileReader):
         *,
         on_error: str = FAIL,
     ):
-        super().__init__(path, state_keys or (STATE_KEY,), action_key, on_error=on_error)
-        self.keys = tuple(state_keys or (STATE_KEY,))
+        super().__init__(path, state_keys, action_key, on_error=on_error)
         self._listed = Listed({}, np.zeros(0, dtype=np.int64))
         self._rows_before = 0
         self._num_inspected = 0
@@ -124,7 +124,8 @@ class LerobotReader(FileReader):
         """Read the footer and the columns of indices."""
         self._num_inspected += 1
         with open_parquet(path) as file:
-            dims = (sum(column_width(file, key, path) for key in self.keys), column_width(file, self.action_key, path))
+            state_dim = sum(column_width(file, key, path) for key in self.state_keys)
+            action_dim = column_width(file, self.action_key, path)
             indices = _read_indices(file, path)
             total = file.metadata.num_rows
         if total == 0:
@@ -159,7 +160,7 @@ class LerobotReader(FileReader):
             source,
             num_states=num_rows,
             num_actions=num_rows,
-            dims=dims,
+            dims=(state_dim, action_dim),
             episode_index=numbers[first_row],
             first_row=first_row,
             warnings=warnings,
@@ -188,8 +189,8 @@ class LerobotReader(FileReader):
         return arrays
 
     def _read_piece(self, table: pyarrow.parquet.ParquetFile, first: int, stop: int, path: str) -> EpisodeArrays:
-        columns = read_rows(table, list(dict.fromkeys((*self.keys, self.action_key))), first, stop, path)
-        return EpisodeArrays(side_by_side([columns[key] for key in self.keys]), columns[self.action_key])
+        columns = read_rows(table, list(dict.fromkeys((*self.state_keys, self.action_key))), first, stop, path)
+        return EpisodeArrays(side_by_side([columns[key] for key in self.state_keys]), columns[self.action_key])
 
 
 def _read_indices(file: pyarrow.parquet.ParquetFile, path: str) -> dict[str, Int[np.ndarray, "rows"]]:

@@ -123,7 +123,7 @@ class MinariReader(FileReader):
     def _keys(self, episode: h5py.Group, where: str) -> tuple[str, ...]:
         """Return the paths of the state keys within an episode."""
         observations = episode.get(OBSERVATIONS)
-        if self.state_keys is not None:
+        if self.state_keys:
             inside = observations if isinstance(observations, h5py.Group) else ()
             return tuple(f"{OBSERVATIONS}/{key}" if key in inside else key for key in self.state_keys)
         if isinstance(observations, h5py.Dataset):

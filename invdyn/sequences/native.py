@@ -6,7 +6,7 @@ exclusive over actions, and `meta/state_ends` (E,) the same over states, of whic
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,9 +17,19 @@ from invdyn import storage
 from invdyn.errors import DataError
 from invdyn.sequences.base import EpisodeArrays, Index, ReadRows, SequencePlan
 from invdyn.sequences.boundaries import shifted
-from invdyn.sequences.file_reader import FAIL, FileReader, changed, plan_file
+from invdyn.sequences.file_reader import FileReader, changed, plan_file
 from invdyn.sequences.files import HDF5_SUFFIXES, open_hdf5, source_file
-from invdyn.sequences.hdf5 import find_hdf5, first_readable, flat_rows, side_by_side
+from invdyn.sequences.hdf5 import (
+    array_shapes,
+    attributes,
+    describe_keys,
+    find_hdf5,
+    first_readable,
+    flat_rows,
+    numeric_array,
+    side_by_side,
+    width,
+)
 
 STATE_KEY = "state"
 ACTION_KEY = "action"
@@ -41,19 +51,9 @@ class NativeReader(FileReader):
     """
 
     format_name = "native"
+    default_state_keys = (STATE_KEY,)
     default_action_key = ACTION_KEY
     where_it_comes_from = "make it with experiments/collect.py or set buffer_path"
-
-    def __init__(
-        self,
-        path: str | Path,
-        state_keys: Iterable[str] | None = None,
-        action_key: str | None = None,
-        *,
-        on_error: str = FAIL,
-    ):
-        super().__init__(path, state_keys or (STATE_KEY,), action_key, on_error=on_error)
-        self.keys = tuple(state_keys or (STATE_KEY,))
 
     @classmethod
     def recognises(cls, path: str | Path) -> bool:
@@ -79,13 +79,13 @@ class NativeReader(FileReader):
         """Read the episode ends of a shard."""
         with open_hdf5(path) as file:
             action_ends, state_ends = _ends(file, path)
-            datasets = {key: _numeric_dataset(file, key, path) for key in (*self.keys, self.action_key)}
-            for key, dataset in datasets.items():
+            keys = (*self.state_keys, self.action_key)
+            arrays = {key: numeric_array(file, f"{DATA_GROUP}/{key}", path) for key in keys}
+            for key, array in arrays.items():
                 ends, name = (action_ends, EPISODE_ENDS) if key == self.action_key else (state_ends, STATE_ENDS)
-                if len(dataset) != ends[-1]:
+                if len(array) != ends[-1]:
                     raise DataError(
-                        f"lengths disagree: {path}: {DATA_GROUP}/{key} has {len(dataset)} rows, {name} ends at "
-                        f"{ends[-1]}"
+                        f"lengths disagree: {path}: {DATA_GROUP}/{key} has {len(array)} rows, {name} ends at {ends[-1]}"
                     )
             num_states, num_actions = np.diff(state_ends), np.diff(action_ends)
             _check_lengths(num_states, num_actions, path)
@@ -93,8 +93,8 @@ class NativeReader(FileReader):
                 source_file(path, self.path),
                 num_states=num_states,
                 num_actions=num_actions,
-                dims=(sum(_width(datasets[key]) for key in self.keys), _width(datasets[self.action_key])),
-                attributes=_attributes(file.attrs),
+                dims=(sum(width(arrays[key].shape) for key in self.state_keys), width(arrays[self.action_key].shape)),
+                attributes=attributes(file.attrs),
             )
 
     @contextmanager
@@ -107,7 +107,7 @@ class NativeReader(FileReader):
             found = [np.diff(ends[first : last + 2]) for ends in (state_ends, action_ends)]
             if not (np.array_equal(found[0], plan.num_states) and np.array_equal(found[1], plan.num_actions)):
                 raise changed(path)
-            states = [file[f"{DATA_GROUP}/{key}"] for key in self.keys]
+            states = [file[f"{DATA_GROUP}/{key}"] for key in self.state_keys]
             actions = file[f"{DATA_GROUP}/{self.action_key}"]
 
             def read(state_rows: slice, action_rows: slice) -> EpisodeArrays:
@@ -141,7 +141,7 @@ def _ends(file: h5py.File, path: str) -> tuple[np.ndarray, np.ndarray]:
     found = {name: file.get(name) for name in (EPISODE_ENDS, STATE_ENDS)}
     if found[EPISODE_ENDS] is None or DATA_GROUP not in file:
         missing = EPISODE_ENDS if found[EPISODE_ENDS] is None else DATA_GROUP
-        raise DataError(f"not a native recording: {path} has no {missing!r}; it holds {_found(file)}")
+        raise DataError(f"not a native recording: {path} has no {missing!r}; found {describe_keys(array_shapes(file))}")
     action_ends = _cumulative(file, EPISODE_ENDS, found[EPISODE_ENDS], path)
     if found[STATE_ENDS] is None:
         return action_ends, action_ends
@@ -156,7 +156,7 @@ def _ends(file: h5py.File, path: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _cumulative(file: h5py.File, name: str, dataset: object, path: str) -> np.ndarray:
     if not isinstance(dataset, h5py.Dataset) or not np.issubdtype(dataset.dtype, np.integer) or dataset.ndim != 1:
-        raise DataError(f"{name} must be a list of whole numbers: {path} holds {_found(file)}")
+        raise DataError(f"{name} must be a list of whole numbers: {path} holds {describe_keys(array_shapes(file))}")
     ends = np.concatenate([[0], dataset[()].astype(np.int64)])
     wrong = np.flatnonzero(np.diff(ends) < 0)
     if len(wrong):
@@ -165,39 +165,3 @@ def _cumulative(file: h5py.File, name: str, dataset: object, path: str) -> np.nd
             f"{ends[wrong[0]]}"
         )
     return ends
-
-
-def _numeric_dataset(file: h5py.File, key: str, path: str) -> h5py.Dataset:
-    name = f"{DATA_GROUP}/{key}"
-    dataset = file.get(name)
-    if not isinstance(dataset, h5py.Dataset):
-        raise DataError(f"key {name!r} is missing: {path} holds {_found(file)}; set shape_meta.obs to the keys wanted")
-    dtype, shape = dataset.dtype, dataset.shape
-    if not np.issubdtype(dtype, np.number) or np.issubdtype(dtype, np.complexfloating):
-        raise DataError(f"{name} must be numeric: {path}: it is {dtype}")
-    if not shape or 0 in shape[1:]:
-        raise DataError(f"{name} must have a row per step, of at least 1 number: {path}: its shape is {shape}")
-    return dataset
-
-
-def _found(file: h5py.File) -> str:
-    names: list[str] = []
-    file.visititems(lambda name, node: names.append(f"{name} {node.shape}") if isinstance(node, h5py.Dataset) else None)
-    return ", ".join(names[:20]) or "nothing"
-
-
-def _width(dataset: h5py.Dataset) -> int:
-    return int(np.prod(dataset.shape[1:], dtype=np.int64))
-
-
-def _attributes(attrs: Mapping[str, object]) -> dict[str, str | float]:
-    """Return the attributes that are text or a number."""
-    values = {
-        name: value.decode(errors="replace") if isinstance(value, bytes) else value for name, value in attrs.items()
-    }
-    numbers = (bool, int, float, np.bool_, np.integer, np.floating)
-    return {
-        name: value if isinstance(value, str) else float(value)
-        for name, value in values.items()
-        if isinstance(value, (str, *numbers))
-    }

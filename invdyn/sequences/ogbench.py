@@ -45,6 +45,7 @@ class OgbenchReader(FileReader):
     """
 
     format_name = "ogbench"
+    default_state_keys = (OBSERVATIONS,)
     _gives_split = False
 
     @classmethod
@@ -67,8 +68,7 @@ class OgbenchReader(FileReader):
     def inspect_file(self, path: str) -> SequencePlan:
         """Read the headers of the arrays, and `terminals`."""
         with open_npz(path) as archive:
-            keys = self._state_keys()
-            arrays = {key: archive.header(key) for key in (*keys, self.action_key, TERMINALS)}
+            arrays = {key: archive.header(key) for key in (*self.state_keys, self.action_key, TERMINALS)}
             check_rows({key: array.shape[0] for key, array in arrays.items()}, path)
             total = arrays[TERMINALS].shape[0]
             ends = archive.read(TERMINALS, 0, total).reshape(-1) != 0
@@ -81,7 +81,7 @@ class OgbenchReader(FileReader):
             source_file(path, self.path),
             num_states=num_states,
             num_actions=num_states - marked,
-            dims=(sum(width(arrays[key].shape) for key in keys), width(arrays[self.action_key].shape)),
+            dims=(sum(width(arrays[key].shape) for key in self.state_keys), width(arrays[self.action_key].shape)),
             first_row=first_row,
             given_split=np.full(len(first_row), split) if self._gives_split else None,
             drops={LAST_STATE_ROW: int(marked.sum())},
@@ -93,16 +93,13 @@ class OgbenchReader(FileReader):
         assert plan.first_row is not None
         first, count = int(plan.first_row[0]), int(plan.num_states.sum())
         with open_npz(path) as archive:
-            if min(archive.header(key).shape[0] for key in (*self._state_keys(), self.action_key)) < first + count:
+            if min(archive.header(key).shape[0] for key in (*self.state_keys, self.action_key)) < first + count:
                 raise changed(path)
-            states = [flat_rows(archive.read(key, first, count)) for key in self._state_keys()]
+            states = [flat_rows(archive.read(key, first, count)) for key in self.state_keys]
             actions = flat_rows(archive.read(self.action_key, first, count))
         means_something = np.ones(count, dtype=bool)
         means_something[(np.cumsum(plan.num_states) - 1)[plan.num_actions < plan.num_states]] = False
         return EpisodeArrays(side_by_side(states), actions[means_something])
-
-    def _state_keys(self) -> tuple[str, ...]:
-        return self.state_keys or (OBSERVATIONS,)
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ class RobomimicReader(FileReader):
     def _keys(self, demo: h5py.Group, where: str) -> tuple[str, ...]:
         """Return the paths of the state keys within a demonstration."""
         obs = demo.get(OBS)
-        if self.state_keys is not None:
+        if self.state_keys:
             in_obs = obs if isinstance(obs, h5py.Group) else ()
             return tuple(f"{OBS}/{key}" if key in in_obs else key for key in self.state_keys)
         only = only_key(obs)
@@ -179,7 +179,7 @@ class RobomimicReader(FileReader):
         )
 
     def _leaks(self, path: str) -> list[str]:
-        leaks = [key for key in self.state_keys or () if key.rpartition("/")[2] in PREVIOUS_ACTION_KEYS]
+        leaks = [key for key in self.state_keys if key.rpartition("/")[2] in PREVIOUS_ACTION_KEYS]
         return [
             f"{path}: state key {key} holds the previous action by its name, so the next state holds the action to "
             "predict; leave it out of shape_meta.obs"

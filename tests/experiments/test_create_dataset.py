@@ -195,9 +195,9 @@ def config_of(**values: Any) -> Callable[[Path], dict[str, Any]]:
         ),
         (
             add_shard(without=["meta/episode_ends"]),
-            r"shard-00009\.hdf5 has no 'meta/episode_ends'; it holds data/action",
+            r"shard-00009\.hdf5 has no 'meta/episode_ends'; found data/action",
         ),
-        (add_shard(without=["data/state"]), r"key 'data/state' is missing: .*shard-00009\.hdf5"),
+        (add_shard(without=["data/state"]), r"key 'data/state' must be an array: .*shard-00009\.hdf5"),
         (
             add_shard(arrays={"data/action": np.array([b"up"] * 11)}),
             r"data/action must be numeric: .*shard-00009\.hdf5",
@@ -216,7 +216,7 @@ def config_of(**values: Any) -> Callable[[Path], dict[str, Any]]:
         (config_of(val_ratio=0.6, test_ratio=0.5), r"dataset\.yaml: val_ratio \+ test_ratio must be below 1"),
         (config_of(buffer_path="/data/recordings/r"), "buffer_path must contain '/sequence/' .*; give output_path"),
         (config_of(shape_meta={"obs": {"state": {"shape": [7]}}}), "state is stated as 7 numbers, .* has 3"),
-        (config_of(shape_meta={"obs": {"position": {}}}), "key 'data/position' is missing: .*set shape_meta.obs"),
+        (config_of(shape_meta={"obs": {"position": {}}}), "key 'data/position' must be an array: .*set shape_meta.obs"),
         (config_of(val_ration=0.2), r"dataset\.yaml: unknown key 'val_ration'; did you mean 'val_ratio'\?"),
         (
             config_of(shape_meta={"obs": {"state": {"shap": [3]}}}),

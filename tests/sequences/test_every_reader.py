@@ -287,6 +287,14 @@ def test_non_numeric_in_hdf5(name: str, index: int, dtype: str, tmp_path: Path) 
         open_sequences(str(path)).inspect()
 
 
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.format_name not in ("csv", "lerobot")])
+def test_rows_without_numbers(name: str, tmp_path: Path) -> None:
+    episodes = make_episodes([5, 6])
+    path = CASES[name].write(tmp_path, [Episode(episode.states[:, :0], episode.actions) for episode in episodes])
+    with pytest.raises(DataError, match=r"must have (a row per step, of )?at least 1 number"):
+        open_sequences(str(path), format_name=CASES[name].format_name).inspect()
+
+
 @pytest.mark.parametrize("key", ["observations", "actions"])
 def test_lengths_and_types_in_npz(key: str, tmp_path: Path) -> None:
     path = writers.write_ogbench(tmp_path, make_episodes([5, 6]))

@@ -39,8 +39,8 @@ def make_episodes(lengths: Sequence[int], *, extra_state: bool = True, seed: int
 
 def stack(episodes: list[Episode]) -> tuple[np.ndarray, np.ndarray]:
     """Return all states and all actions, end to end."""
-    states = [np.zeros((0, STATE_DIM), np.float32), *(episode.states for episode in episodes)]
-    actions = [np.zeros((0, ACTION_DIM), np.float32), *(episode.actions for episode in episodes)]
+    states = [episode.states for episode in episodes] or [np.zeros((0, STATE_DIM), np.float32)]
+    actions = [episode.actions for episode in episodes] or [np.zeros((0, ACTION_DIM), np.float32)]
     return np.concatenate(states), np.concatenate(actions)
 
 

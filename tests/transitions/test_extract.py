@@ -265,8 +265,8 @@ def test_another_order_of_keys_is_another_plan(tmp_path: Path) -> None:
     [
         (shape_meta("state", state=[4]), "state is stated as 4 numbers, .*/sequence/r has 3"),
         (shape_meta("state") | {"action": {"shape": [1, 3]}}, "action is stated as 3 numbers, .*/sequence/r has 2"),
-        (shape_meta("position"), r"key 'data/position' is missing: .*data/state \(36, 3\)"),
-        (shape_meta("state") | {"action_key": "actions"}, "key 'data/actions' is missing"),
+        (shape_meta("position"), r"key 'data/position' must be an array: .*data/state \(36, 3\)"),
+        (shape_meta("state") | {"action_key": "actions"}, "key 'data/actions' must be an array: .* it is missing"),
     ],
 )
 def test_shape_meta_must_match(tmp_path: Path, meta: dict[str, Any], message: str) -> None:
