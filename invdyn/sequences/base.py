@@ -31,6 +31,7 @@ class SourceFile:
         size: bytes.
         mtime_ns: modification time, to notice a change between an interrupted run and its continuation.
         parts: absolute paths of further files that belong to it, such as the actions of a CSV episode.
+        rows: rows of `path` and of each of `parts`, where they are counted on from one to the next; else empty.
     """
 
     path: str
@@ -38,6 +39,7 @@ class SourceFile:
     size: int
     mtime_ns: int
     parts: tuple[str, ...] = ()
+    rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,15 @@ class SequencePlan:
     def episode_id(self, episode: int) -> str:
         """Return the stable identity of an episode: file name and number within the file."""
         return f"{self.files[self.file_index[episode]].name}:{self.episode_index[episode]}"
+
+    def path_of(self, episode: int, step: int) -> str:
+        """Return the path of the file on disk that holds a step of an episode."""
+        file: SourceFile = self.files[self.file_index[episode]]
+        if len(file.rows) < 2:
+            return file.path
+        assert self.first_row is not None
+        part = int(np.searchsorted(np.cumsum(file.rows), self.first_row[episode] + step, side="right"))
+        return (file.path, *file.parts)[part]
 
     def slice(self, first: int, stop: int) -> SequencePlan:
         """Return the plan of the episodes `first` to `stop` (exclusive) and their files alone."""
@@ -160,8 +171,8 @@ class SequenceReader(ABC):
         """Find files, episodes and lengths without reading array data.
 
         Args:
-            without: files found to be damaged when they were read (`SourceFile.path` and the reason). They are left
-                out where damaged files are skipped, as if this call had found the damage.
+            without: files on disk found to be damaged when they were read: path and reason. They are left out where
+                damaged files are skipped, as if this call had found the damage.
 
         Raises:
             DataError: when a file is missing, unreadable, or its lengths disagree.
@@ -226,11 +237,10 @@ def check_finite(arrays: EpisodeArrays, plan: SequencePlan, first_step: int = 0)
             ends = np.cumsum(lengths)
             episode = int(np.searchsorted(ends, bad[0], side="right"))
             step = int(bad[0] - (ends[episode] - lengths[episode])) + (first_step if episode == 0 else 0)
-            file = plan.files[plan.file_index[episode]]
             column = int(np.flatnonzero(~finite[bad[0]])[0])
-            value = values[bad[0], column]
+            value, path = values[bad[0], column], plan.path_of(episode, step)
             raise DataError(
-                f"states and actions must be finite{' as float32' if np.isfinite(value) else ''}: {file.path}: {name} "
+                f"states and actions must be finite{' as float32' if np.isfinite(value) else ''}: {path}: {name} "
                 f"holds {value} in column {column} at episode {plan.episode_index[episode]}, step {step} "
                 f"({len(bad)} such rows in {len(values)} read); leave it out with filters: {{episodes: {{exclude: "
                 f"['{plan.episode_id(episode)}']}}}}, or record it again"

@@ -147,7 +147,7 @@ class LerobotReader(FileReader):
             warnings.append(
                 f"{path}: frames are missing at {only_holes} places inside episodes; the episodes are cut there"
             )
-        source = source_file(path, self.path)
+        source = replace(source_file(path, self.path), rows=(total,))
         frames = indices.get(FRAME_INDEX, indices.get(GLOBAL_INDEX))
         self._edges[source.path] = Edges(
             order=self._num_inspected,
@@ -174,17 +174,16 @@ class LerobotReader(FileReader):
         if stop - first != plan.num_states.sum():
             raise changed(file.path)
         pieces: list[EpisodeArrays] = []
-        for path in (file.path, *file.parts):
-            with open_parquet(path) as table:
-                total = table.metadata.num_rows
-                if first < total and stop > 0:
-                    pieces.append(self._read_piece(table, max(first, 0), min(stop, total), path))
-            first, stop = first - total, stop - total
-            if stop <= 0:
-                break
+        for path, rows, end in zip((file.path, *file.parts), file.rows, np.cumsum(file.rows).tolist(), strict=True):
+            start = end - rows
+            if first < end and stop > start:
+                with open_parquet(path) as table:
+                    if table.metadata.num_rows != rows:
+                        raise changed(path)
+                    pieces.append(self._read_piece(table, max(first - start, 0), min(stop - start, rows), path))
         state, action = ([getattr(piece, name) for piece in pieces] for name in ("state", "action"))
         arrays = pieces[0] if len(pieces) == 1 else EpisodeArrays(np.concatenate(state), np.concatenate(action))
-        if stop > 0 or (arrays.state.shape[1], arrays.action.shape[1]) != plan.dims:
+        if (arrays.state.shape[1], arrays.action.shape[1]) != plan.dims:
             raise changed(file.path)
         return arrays
 

@@ -81,7 +81,19 @@ def test_a_missing_file_cuts_the_episode_that_goes_on_behind_it(tmp_path: Path) 
     table = pq.read_table(first)
     pq.write_table(table.slice(0, 3), first)
     pq.write_table(table.slice(6), first.with_name("file-002.parquet"))
-    assert open_sequences(str(root)).inspect().num_states.tolist() == [3, 3]
+    plan = open_sequences(str(root)).inspect()
+    assert plan.num_states.tolist() == [3, 3]
+    assert plan.episode_id(0) == plan.episode_id(1), "the pieces of an episode share a split"
+    assert any("frames are missing before 1 files inside episodes" in line for line in plan.warnings)
+
+
+def test_episodes_of_one_number_that_begin_anew_stay_apart(tmp_path: Path) -> None:
+    """Recordings put side by side may each count from 0."""
+    root = write_lerobot_v2(tmp_path, make_episodes([4, 5]))
+    pq.write_table(frames_table(make_episodes([5])), root / "data/chunk-000/episode_000001.parquet")
+    plan = open_sequences(str(root)).inspect()
+    assert plan.episode_index.tolist() == [0, 0]
+    assert plan.episode_id(0) != plan.episode_id(1)
 
 
 def test_a_skipped_file_cuts_too_where_frames_have_no_numbers(tmp_path: Path) -> None:

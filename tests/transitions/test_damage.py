@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -227,6 +229,49 @@ def test_excluded_episodes_of_a_damaged_file(tmp_path: Path) -> None:
     store, sound_store = create_dataset(other, local=True), create_dataset(expected, local=True)
     assert len(store.manifest["skipped_files"]) == 2
     assert store.content_hash == sound_store.content_hash
+
+
+def write_chain(root: Path, lengths: list[int], cuts: list[int], *, bad_rows: Iterable[int] = ()) -> list[Path]:
+    """Write a LeRobot recording whose episodes go on from file to file; the action of some rows is NaN."""
+    episodes = writers.make_episodes(lengths, extra_state=False)
+    writers.write_lerobot_v3(root, episodes, per_file=len(lengths))
+    folder = root / "data/chunk-000"
+    table = pq.read_table(folder / "file-000.parquet")
+    actions = np.concatenate([episode.actions for episode in episodes])
+    actions[list(bad_rows), 1] = np.nan
+    column = pa.FixedSizeListArray.from_arrays(pa.array(actions.reshape(-1)), 2)
+    table = table.set_column(table.schema.get_field_index("action"), "action", column)
+    paths = [folder / f"file-{number:03d}.parquet" for number in range(len(cuts) + 1)]
+    for path, start, stop in zip(paths, [0, *cuts], [*cuts, len(table)], strict=True):
+        pq.write_table(table.slice(start, stop - start), path)
+    return paths
+
+
+@pytest.mark.parametrize("cuts", [[20, 40, 60], [20, 33, 47], [6, 7, 60]])
+@pytest.mark.parametrize("bad", [[0], [1], [3], [1, 3]])
+@pytest.mark.parametrize("edge", ["first", "last"])
+def test_only_the_damaged_file_of_a_chain_is_skipped(
+    tmp_path: Path, cuts: list[int], bad: list[int], edge: str
+) -> None:
+    """Episodes cross the files' borders: the rows of the other files stay."""
+    starts, stops = [0, *cuts], [*cuts, 77]
+    rows = [starts[number] if edge == "first" else stops[number] - 1 for number in bad]
+    stores = []
+    for name in ("damaged", "sound"):
+        paths = write_chain(tmp_path / name, [7] * 11, cuts, bad_rows=rows)
+        if name == "sound":
+            for number in bad:
+                paths[number].unlink()
+        config = config_of(tmp_path, buffer_path=str(tmp_path / name), output_path=str(tmp_path / f"{name}-out"))
+        stores.append(create_dataset(config.replace(**SKIP if name == "damaged" else {}), local=True))
+        if name == "damaged":
+            skipped = stores[0].manifest["skipped_files"]
+            assert set(skipped) == {str(paths[number]) for number in bad}
+            for path, row in zip(skipped, sorted(rows), strict=True):
+                assert f"{path}: action holds nan in column 1 at episode {row // 7}, step {row % 7} " in skipped[path]
+            with pytest.raises(DataError, match=rf"must be finite: {paths[bad[0]]}: action"):
+                create_dataset(config.replace(output_path=str(tmp_path / "fail")), local=True)
+    assert stores[0].content_hash == stores[1].content_hash
 
 
 def write_many(write: writers.Writer, folder: Path) -> Path:
