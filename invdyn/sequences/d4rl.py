@@ -6,7 +6,7 @@ episode's end is the next episode's reset: the last row of an episode is then no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,7 +61,7 @@ class D4rlReader(FileReader):
         action_key: str | None = None,
         *,
         on_error: str = FAIL,
-        episode_ends: str | Iterable[str] | None = None,
+        episode_ends: str | Sequence[str] | None = None,
     ):
         super().__init__(path, state_keys, action_key, on_error=on_error)
         self.episode_ends = _names(episode_ends)
@@ -153,7 +153,7 @@ class D4rlReader(FileReader):
         return {key: numeric_array(file, key, path) for key in wanted}
 
 
-def _names(names: str | Iterable[str] | None) -> tuple[str, ...] | None:
+def _names(names: str | Sequence[str] | None) -> tuple[str, ...] | None:
     return (names,) if isinstance(names, str) else None if names is None else tuple(names)
 
 

@@ -21,7 +21,7 @@ from invdyn.sequences import files
 from invdyn.sequences.base import EpisodeArrays, SequencePlan, SourceFile
 from invdyn.sequences.boundaries import lengths_from_ends
 from invdyn.sequences.codecs import DAMAGE, check_blosc
-from invdyn.sequences.file_reader import FAIL, FileReader, changed, plan_file
+from invdyn.sequences.file_reader import FAIL, FileReader, changed, check_choice, plan_file
 from invdyn.sequences.files import describe, find_files, open_binary, reading, require_package, source_file
 from invdyn.sequences.hdf5 import (
     MAX_VECTOR_NDIM,
@@ -43,6 +43,7 @@ GROUP_FILE = ".zgroup"
 ARRAY_FILE = "/.zarray"
 ZIP_SUFFIX = ".zip"
 STATE_KEY = "state"
+FILL = "fill"
 
 
 class DiffusionPolicyReader(FileReader):
@@ -70,6 +71,7 @@ class DiffusionPolicyReader(FileReader):
         missing_chunks: str = FAIL,
     ):
         super().__init__(path, state_keys, action_key, on_error=on_error)
+        check_choice("missing_chunks", missing_chunks, (FAIL, FILL))
         self.missing_chunks = missing_chunks
 
     @classmethod

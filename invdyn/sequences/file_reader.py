@@ -40,8 +40,7 @@ class FileReader(SequenceReader):
         *,
         on_error: str = FAIL,
     ):
-        if on_error not in (FAIL, SKIP):
-            raise ConfigError(f"on_error must be {FAIL!r} or {SKIP!r}, got {on_error!r}")
+        check_choice("on_error", on_error, (FAIL, SKIP))
         self.path = str(path)
         self.state_keys = tuple(state_keys or ()) or self.default_state_keys
         self.action_key = action_key or self.default_action_key
@@ -85,6 +84,16 @@ class FileReader(SequenceReader):
             first = next(iter(skipped.values()))
             raise DataError(f"no file is usable: all {len(skipped)} in {self.path}; the first: {first}")
         return check_transitions(join_plans(plans, skipped))
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Check an option that takes one of a few words.
+
+    Raises:
+        ConfigError: when it is another.
+    """
+    if value not in choices:
+        raise ConfigError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
 
 
 def plan_file(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, get_args, get_type_hints
 
 from invdyn import storage
 from invdyn.errors import ConfigError, DataError
@@ -36,6 +36,7 @@ READERS: dict[str, type[SequenceReader]] = {
     )
 }
 COMMON_ARGUMENTS = ("self", "path", "state_keys", "action_key")
+KINDS = {str: "text", bool: "true or false", Sequence[str]: "a list of texts"}
 
 
 def open_sequences(
@@ -56,7 +57,7 @@ def open_sequences(
         options: further arguments of the format's reader, such as `on_error`.
 
     Raises:
-        ConfigError: for an unknown format name, or an option that the format does not have.
+        ConfigError: for an unknown format name, or an option that the format does not have, or not of that type.
         DataError: when the path does not exist or no reader recognises it.
     """
     if format_name is not None and format_name not in READERS:
@@ -92,16 +93,28 @@ def find_reader(path: str) -> type[SequenceReader]:
 
 
 def check_options(reader: type[SequenceReader], options: Mapping[str, Any]) -> None:
-    """Check that a reader has the options given.
+    """Check that a reader has the options given, and that they are of its types.
 
     Raises:
-        ConfigError: naming those it has, and the nearest one.
+        ConfigError: naming those it has and the nearest one, or the type.
     """
+    types = get_type_hints(reader.__init__)
     known = [name for name in inspect.signature(reader.__init__).parameters if name not in COMMON_ARGUMENTS]
-    for name in options:
+    for name, value in options.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(
                 f"format_options has no {name!r} for {reader.format_name}{hint} (it has {', '.join(known) or 'none'})"
             )
+        kinds = get_args(types[name]) or (types[name],)
+        if not any(_is_a(kind, value) for kind in kinds):
+            wanted = " or ".join(KINDS[kind] for kind in kinds if kind in KINDS)
+            quotes = f"; write {str(value)!r} in quotes" if str in kinds and type(value) in (int, float) else ""
+            raise ConfigError(f"format_options.{name} must be {wanted}: got {value!r}{quotes}")
+
+
+def _is_a(kind: Any, value: object) -> bool:
+    if kind == Sequence[str]:
+        return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+    return isinstance(value, kind)

@@ -437,9 +437,33 @@ def test_unrecognised_hdf5_lists_its_arrays(tmp_path: Path) -> None:
         open_sequences(str(tmp_path))
 
 
-def test_bad_on_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="on_error must be 'fail' or 'skip', got 'ignore'"):
-        open_sequences(str(tmp_path), format_name="csv", options={"on_error": "ignore"})
+@pytest.mark.parametrize(
+    ("format_name", "options", "message"),
+    [
+        ("csv", {"on_error": "ignore"}, "on_error must be 'fail' or 'skip', got 'ignore'"),
+        ("diffusion_policy", {"missing_chunks": "Fail"}, "missing_chunks must be 'fail' or 'fill', got 'Fail'"),
+        ("native", {"on_error": ["skip"]}, r"format_options.on_error must be text: got \['skip'\]"),
+        ("native", {"on_error": None}, "format_options.on_error must be text: got None"),
+        ("d4rl", {"episode_ends": False}, "format_options.episode_ends must be text or a list of texts: got False"),
+        ("d4rl", {"episode_ends": 5}, "format_options.episode_ends must be text or a list of texts: got 5"),
+        ("d4rl", {"episode_ends": [5]}, r"format_options.episode_ends must be text or a list of texts: got \[5\]"),
+        ("robomimic", {"demo_group": 3}, "format_options.demo_group must be text: got 3; write '3' in quotes"),
+        ("robomimic", {"mask": 20}, "format_options.mask must be text: got 20; write '20' in quotes"),
+        ("csv", {"state_word": 1}, "format_options.state_word must be text: got 1; write '1' in quotes"),
+        ("csv", {"header": "no"}, "format_options.header must be true or false: got 'no'"),
+    ],
+)
+def test_bad_options(format_name: str, options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        open_sequences(str(tmp_path), format_name=format_name, options=options)
+
+
+@pytest.mark.parametrize(
+    ("ends", "num_episodes"), [(None, 2), ("timeouts", 2), (["timeouts", "terminals"], 2), ([], 1)]
+)
+def test_options_of_several_types(ends: object, num_episodes: int, tmp_path: Path) -> None:
+    path = writers.write_d4rl(tmp_path, make_episodes([3, 4]))
+    assert open_sequences(str(path), options={"episode_ends": ends}).inspect().num_episodes == num_episodes
 
 
 @pytest.mark.parametrize("package", ["zarr", "pyarrow"])
