@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from invdyn.sequences.base import EPISODE_COLUMNS, Index, SequencePlan, Sequence
 
 FAIL, SKIP = "fail", "skip"
 MAX_WARNINGS = 50
+
+Kept = TypeVar("Kept")
 
 
 class FileReader(SequenceReader):
@@ -30,6 +33,7 @@ class FileReader(SequenceReader):
     default_state_keys: tuple[str, ...] = ()
     """Empty where the keys are found in the file."""
     default_action_key = "actions"
+    _kept: tuple[SourceFile, Any] | None = None
     where_it_comes_from = "set buffer_path to the recording"
 
     def __init__(
@@ -45,6 +49,19 @@ class FileReader(SequenceReader):
         self.state_keys = tuple(state_keys or ()) or self.default_state_keys
         self.action_key = action_key or self.default_action_key
         self.skips_damaged = on_error == SKIP
+
+    def keep(self, file: SourceFile, make: Callable[[], Kept]) -> Kept:
+        """Return what the last read of a file left for the next one, or make it now; it does not travel.
+
+        Filters may leave gaps between the episodes wanted: the file is then read in many pieces, one after another.
+        """
+        if self._kept is None or self._kept[0] != file:
+            self._kept = None  # what is held for another file goes first
+            self._kept = file, make()
+        return self._kept[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
 
     @abstractmethod
     def find(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 import h5py
@@ -45,6 +46,23 @@ def describe_keys(shapes: Mapping[str, tuple[int, ...]]) -> str:
     shown = [f"{name} {shape}" for name, shape in list(shapes.items())[:MAX_KEYS_SHOWN]]
     more = len(shapes) - len(shown)
     return (", ".join(shown) or "no arrays") + (f" and {more} more" if more > 0 else "")
+
+
+def numbered_groups(group: h5py.Group, pattern: re.Pattern[str], where: str) -> dict[int, str]:
+    """Return the names in a group that match a pattern, whose first group is a number, by their numbers in order.
+
+    Raises:
+        DataError: when two have the same number, as `demo_1` and `demo_01`.
+    """
+    names: dict[int, str] = {}
+    for name in group:
+        found = pattern.fullmatch(name)
+        if found is None:
+            continue
+        other = names.setdefault(int(found[1]), name)
+        if other != name:
+            raise DataError(f"episodes must have different numbers: {where}: found {other} and {name}; rename one")
+    return dict(sorted(names.items()))
 
 
 def only_key(group: object) -> str | None:

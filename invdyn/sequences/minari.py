@@ -19,13 +19,14 @@ from invdyn.errors import DataError
 from invdyn.sequences import files
 from invdyn.sequences.base import EpisodeArrays, SequencePlan
 from invdyn.sequences.file_reader import FileReader, changed, plan_file
-from invdyn.sequences.files import find_files, natural_key, open_hdf5, read_json, source_file
+from invdyn.sequences.files import find_files, open_hdf5, read_json, source_file
 from invdyn.sequences.hdf5 import (
     array_shapes,
     attributes,
     describe_keys,
     first_readable,
     flat_rows,
+    numbered_groups,
     numeric_array,
     only_key,
     side_by_side,
@@ -77,7 +78,8 @@ class MinariReader(FileReader):
     def inspect_file(self, path: str) -> SequencePlan:
         """Measure every episode."""
         with open_hdf5(path) as file:
-            names = _episode_names(file)
+            episodes = numbered_groups(file, EPISODE_NAME, path)
+            names = list(episodes.values())
             if not names:
                 raise DataError(
                     f"a recording must hold at least one episode: {path} has no episode_<number>; found "
@@ -98,22 +100,24 @@ class MinariReader(FileReader):
                 num_states=lengths[:, 0],
                 num_actions=lengths[:, 1],
                 dims=dims.pop(),
-                episode_index=np.array([_number(name) for name in names]),
+                episode_index=np.array(list(episodes)),
                 warnings=_differences(path, facts, len(names), int(lengths[:, 1].sum())),
                 attributes={name: value for name, value in facts.items() if not name.startswith("total_")},
             )
 
     def read(self, plan: SequencePlan) -> EpisodeArrays:
         """Read each array of each episode at once."""
-        path = plan.files[plan.file_index[0]].path
+        source = plan.files[plan.file_index[0]]
+        path = source.path
         states, actions = [], []
         with open_hdf5(path) as file:
+            names = self.keep(source, lambda: numbered_groups(file, EPISODE_NAME, path))
             columns = (plan.episode_index, plan.num_states, plan.num_actions)
             for number, num_states, num_actions in zip(*(column.tolist() for column in columns), strict=True):
-                episode = file.get(f"episode_{number}")
+                episode = file.get(names[number]) if number in names else None
                 if episode is None:
                     raise changed(path)
-                keys = self._keys(episode, f"{path}: episode_{number}")
+                keys = self._keys(episode, f"{path}: {names[number]}")
                 states.append(side_by_side([flat_rows(episode[key][()]) for key in keys]))
                 actions.append(flat_rows(episode[self.action_key][()]))
                 if (len(states[-1]), len(actions[-1])) != (num_states, num_actions):
@@ -168,14 +172,6 @@ def _main_files(path: str) -> list[str]:
         if storage.exists(candidate):
             return [candidate]
     return find_files(path, (MAIN_DATA,), recursive=True)
-
-
-def _episode_names(file: h5py.File) -> list[str]:
-    return sorted((name for name in file if EPISODE_NAME.fullmatch(name)), key=natural_key)
-
-
-def _number(name: str) -> int:
-    return int(name.rpartition("_")[2])
 
 
 def _facts(path: str, attrs: Mapping[str, object]) -> dict[str, str | float]:

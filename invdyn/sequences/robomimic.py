@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import h5py
@@ -15,7 +15,7 @@ from invdyn.errors import DataError
 from invdyn.sequences.base import GIVEN_SPLITS, EpisodeArrays, Index, SequencePlan
 from invdyn.sequences.demonstrations import OBS, measure, read_states
 from invdyn.sequences.file_reader import FAIL, FileReader, changed, plan_file
-from invdyn.sequences.files import natural_key, open_hdf5, source_file
+from invdyn.sequences.files import open_hdf5, source_file
 from invdyn.sequences.hdf5 import (
     array_shapes,
     attributes,
@@ -23,6 +23,7 @@ from invdyn.sequences.hdf5 import (
     find_hdf5,
     first_readable,
     flat_rows,
+    numbered_groups,
     only_key,
 )
 
@@ -74,7 +75,7 @@ class RobomimicReader(FileReader):
             data = file.get(DATA_GROUP)
             groups = [group for group in (data, file) if isinstance(group, h5py.Group)]
             empty = isinstance(data, h5py.Group) and "total" in data.attrs
-            return empty or any(next(_demo_names(group), None) for group in groups)
+            return empty or any(DEMO_NAME.fullmatch(name) for group in groups for name in group)
 
     def find(self) -> list[str]:
         """Return the HDF5 files."""
@@ -83,8 +84,9 @@ class RobomimicReader(FileReader):
     def inspect_file(self, path: str) -> SequencePlan:
         """Measure every demonstration; where next observations are recorded, compare them with the observations."""
         with open_hdf5(path) as file:
-            group, names = self._demos(file, path)
-            kept, masks = self._kept(file, names, path)
+            group, demos = self._demos(file, path)
+            names = list(demos.values())
+            kept, masks = self._in_mask(file, names, path)
             keys = self._keys(group[kept[0]], f"{path}: {kept[0]}")
             pieces = [measure(group[name], keys, self.action_key, f"{path}: {name}") for name in kept]
             split, warnings = _given_split(masks, kept, self.mask, path)
@@ -99,7 +101,7 @@ class RobomimicReader(FileReader):
                 num_states=np.concatenate([piece.num_states for piece in pieces]),
                 num_actions=np.concatenate([piece.num_actions for piece in pieces]),
                 dims=_same_dims([piece.dims for piece in pieces], kept, path),
-                episode_index=np.repeat([_number(name) for name in kept], counts),
+                episode_index=np.repeat([number for number, name in demos.items() if name not in left_out], counts),
                 first_row=np.concatenate([piece.first_row for piece in pieces]),
                 given_split=None if split is None else np.repeat(split, counts),
                 success=np.repeat(success, counts) if (success >= 0).any() else None,
@@ -110,32 +112,35 @@ class RobomimicReader(FileReader):
 
     def read(self, plan: SequencePlan) -> EpisodeArrays:
         """Read one slice per array and piece of a demonstration."""
-        path = plan.files[plan.file_index[0]].path
+        source = plan.files[plan.file_index[0]]
+        path = source.path
         assert plan.first_row is not None
         states, actions = [], []
+        keys: tuple[str, ...] = ()
         with open_hdf5(path) as file:
-            group, names = self._demos(file, path)
-            keys = self._keys(group[names[0]], f"{path}: {names[0]}")
+            names = self.keep(source, lambda: self._demos(file, path)[1])
+            group = file[self.demo_group]
             columns = (plan.episode_index, plan.first_row, plan.num_states, plan.num_actions)
             for number, first, num_states, num_actions in zip(*(c.tolist() for c in columns), strict=True):
-                demo = group.get(f"demo_{number}")
+                demo = group.get(names[number]) if number in names else None
                 if demo is None:
                     raise changed(path)
+                keys = keys or self._keys(demo, f"{path}: {names[number]}")
                 states.append(read_states(demo, keys, first, num_states, num_actions))
                 actions.append(flat_rows(demo[self.action_key][first : first + num_actions]))
                 if (len(states[-1]), len(actions[-1])) != (num_states, num_actions):
                     raise changed(path)
         return EpisodeArrays(np.concatenate(states), np.concatenate(actions))
 
-    def _demos(self, file: h5py.File, path: str) -> tuple[h5py.Group, list[str]]:
-        """Return the group of the demonstrations and their names in the order of their numbers."""
+    def _demos(self, file: h5py.File, path: str) -> tuple[h5py.Group, dict[int, str]]:
+        """Return the group of the demonstrations and their names by their numbers, in order."""
         group = file.get(self.demo_group)
-        demos = sorted(_demo_names(group), key=natural_key) if isinstance(group, h5py.Group) else []
+        demos = numbered_groups(group, DEMO_NAME, path) if isinstance(group, h5py.Group) else {}
         if demos:
             return group, demos
-        at_root = sorted(_demo_names(file), key=natural_key)
+        at_root = numbered_groups(file, DEMO_NAME, path)
         if at_root:
-            raise _demos_at_root(file, at_root, self.demo_group, path)
+            raise _demos_at_root(file, list(at_root.values()), self.demo_group, path)
         found = f"found {describe_keys(array_shapes(file))}"
         if isinstance(group, h5py.Group):
             raise DataError(
@@ -147,7 +152,7 @@ class RobomimicReader(FileReader):
             "format_options.demo_group"
         )
 
-    def _kept(self, file: h5py.File, demos: list[str], path: str) -> tuple[list[str], dict[str, set[str]]]:
+    def _in_mask(self, file: h5py.File, demos: list[str], path: str) -> tuple[list[str], dict[str, set[str]]]:
         """Return the demonstrations to read, and the names in each mask."""
         group = file.get(MASK_GROUP)
         masks = {
@@ -185,14 +190,6 @@ class RobomimicReader(FileReader):
             "predict; leave it out of shape_meta.obs"
             for key in leaks
         ]
-
-
-def _demo_names(group: h5py.Group) -> Iterator[str]:
-    return (name for name in group if DEMO_NAME.fullmatch(name))
-
-
-def _number(name: str) -> int:
-    return int(name.rpartition("_")[2])
 
 
 def _num_rows(demo: h5py.Group, key: str) -> int:

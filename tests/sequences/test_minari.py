@@ -120,3 +120,18 @@ def test_several_datasets_below_a_folder(tmp_path: Path) -> None:
         write_minari(tmp_path / name, make_episodes([4]))
     with pytest.raises(DataError, match=r"must name one Minari dataset: .* holds 2"):
         open_sequences(str(tmp_path)).inspect()
+
+
+def test_numbers_may_have_zeros_before_them(tmp_path: Path) -> None:
+    episodes = make_episodes([3, 4])
+    path = write_minari(tmp_path, episodes)
+    with h5py.File(path / "data/main_data.hdf5", "a") as file:
+        file.move("episode_0", "episode_010")
+        file.move("episode_1", "episode_002")
+    plan, rows = transitions_of(path)
+    assert plan.episode_index.tolist() == [2, 10]
+    np.testing.assert_array_equal(rows.action[:4], episodes[1].actions)
+    with h5py.File(path / "data/main_data.hdf5", "a") as file:
+        file.copy("episode_002", "episode_2")
+    with pytest.raises(DataError, match=r"must have different numbers: .*found episode_002 and episode_2;"):
+        open_sequences(str(path)).inspect()

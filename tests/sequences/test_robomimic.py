@@ -23,6 +23,24 @@ def test_demos_are_in_numeric_order_and_numbers_may_have_gaps(tmp_path: Path) ->
     np.testing.assert_array_equal(rows.action[:4], episodes[2].actions[:4])
 
 
+def rename(path: Path, names: dict[str, str]) -> None:
+    with h5py.File(path, "a") as file:
+        for old, new in names.items():
+            file.move(old, new)
+
+
+def test_numbers_may_have_zeros_before_them(tmp_path: Path) -> None:
+    episodes = make_episodes([3, 4, 5])
+    path = write_robomimic(tmp_path, episodes)
+    rename(path, {"data/demo_0": "data/demo_003", "data/demo_1": "data/demo_12", "data/demo_2": "data/demo_001"})
+    plan, rows = transitions_of(path)
+    assert plan.episode_index.tolist() == [1, 3, 12]
+    np.testing.assert_array_equal(rows.action[:4], episodes[2].actions[:4])
+    rename(path, {"data/demo_12": "data/demo_1"})
+    with pytest.raises(DataError, match=r"must have different numbers: .*low_dim\.hdf5: found demo_001 and demo_1;"):
+        open_sequences(str(path)).inspect()
+
+
 def test_without_next_obs_the_last_row_has_no_next_state(tmp_path: Path) -> None:
     plan, rows = transitions_of(write_robomimic(tmp_path, make_episodes([5, 4])))
     assert len(rows) == 4 + 3
@@ -105,6 +123,15 @@ def test_mask_chooses_demos_and_its_own_splits(tmp_path: Path) -> None:
     assert plan.given_split.tolist() == [-1, VAL]
     with pytest.raises(DataError, match=r"mask 'half' is missing: .*found 20_percent, 20_percent_valid"):
         open_sequences(str(path), options={"mask": "half"}).inspect()
+
+
+def test_demos_outside_the_mask_are_not_looked_at(tmp_path: Path) -> None:
+    path = write_robomimic(tmp_path, make_episodes([3, 4, 5]))
+    with h5py.File(path, "a") as file:
+        del file["data/demo_0/obs"]
+        file["mask/good"] = np.array([b"demo_1", b"demo_2"])
+    _, rows = transitions_of(path, state_keys=["state"], options={"mask": "good"})
+    assert len(rows) == 3 + 4
 
 
 def test_several_observation_keys_must_be_chosen(tmp_path: Path) -> None:
