@@ -21,6 +21,7 @@ from invdyn.sequences.file_reader import FAIL, FileReader, changed, plan_file
 from invdyn.sequences.files import open_hdf5, source_file
 from invdyn.sequences.hdf5 import (
     array_shapes,
+    check_flags,
     check_rows,
     describe_keys,
     find_hdf5,
@@ -150,7 +151,10 @@ class D4rlReader(FileReader):
                 f"not a d4rl recording: {path} has neither {TERMINALS!r} nor {TIMEOUTS!r}, so its episodes cannot be "
                 f"told apart; found {describe_keys(array_shapes(file))}; set format_options.episode_ends"
             )
-        return {key: numeric_array(file, key, path) for key in wanted}
+        flags = {key: numeric_array(file, key, path) for key in wanted}
+        for key, array in flags.items():
+            check_flags(array.shape, key, path)
+        return flags
 
 
 def _names(names: str | Sequence[str] | None) -> tuple[str, ...] | None:

@@ -122,6 +122,18 @@ def check_numeric(dtype: np.dtype, shape: tuple[int, ...], name: str, where: str
         )
 
 
+def check_flags(shape: tuple[int, ...], name: str, where: str) -> None:
+    """Check that an array holds one value per row.
+
+    Raises:
+        DataError: when it holds more.
+    """
+    if width(shape) != 1:
+        raise DataError(
+            f"{name} must hold one flag per row: {where}: its shape is {shape}; keep the one that ends an episode"
+        )
+
+
 def check_rows(sizes: Mapping[str, int], where: str) -> None:
     """Check that arrays have the same number of rows.
 

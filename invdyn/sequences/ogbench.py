@@ -23,7 +23,7 @@ from invdyn.sequences.base import GIVEN_SPLITS, EpisodeArrays, SequencePlan
 from invdyn.sequences.boundaries import runs_between
 from invdyn.sequences.file_reader import FileReader, changed, plan_file
 from invdyn.sequences.files import find_files, open_binary, reading, source_file
-from invdyn.sequences.hdf5 import check_numeric, check_rows, describe_keys, flat_rows, side_by_side, width
+from invdyn.sequences.hdf5 import check_flags, check_numeric, check_rows, describe_keys, flat_rows, side_by_side, width
 
 SUFFIX = ".npz"
 VALIDATION_SUFFIX = "-val.npz"
@@ -69,6 +69,7 @@ class OgbenchReader(FileReader):
         """Read the headers of the arrays, and `terminals`."""
         with open_npz(path) as archive:
             arrays = {key: archive.header(key) for key in (*self.state_keys, self.action_key, TERMINALS)}
+            check_flags(arrays[TERMINALS].shape, TERMINALS, path)
             check_rows({key: array.shape[0] for key, array in arrays.items()}, path)
             total = arrays[TERMINALS].shape[0]
             ends = archive.read(TERMINALS, 0, total).reshape(-1) != 0

@@ -146,3 +146,12 @@ def test_next_observations_of_another_shape(tmp_path: Path) -> None:
         file["next_observations"] = np.zeros((3, 3))
     with pytest.raises(DataError, match=r"lengths disagree: .*observations \(4, 3\) and next_observations \(3, 3\)"):
         open_sequences(str(path)).inspect()
+
+
+def test_flags_are_one_per_row(tmp_path: Path) -> None:
+    path = write_d4rl(tmp_path, make_episodes([4, 5]))
+    with h5py.File(path, "a") as file:
+        del file["terminals"]
+        file["terminals"] = np.zeros((9, 2), bool)
+    with pytest.raises(DataError, match=r"terminals must hold one flag per row: .*d4rl\.hdf5: its shape is \(9, 2\)"):
+        open_sequences(str(path)).inspect()

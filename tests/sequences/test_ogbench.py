@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from invdyn.errors import DataError
 from invdyn.sequences.registry import open_sequences
 from tests.sequences.reading import transitions_of
 from tests.sequences.writers import make_episodes, write_ogbench, write_ogbench_stored
@@ -63,6 +64,20 @@ def test_memory_order_and_compression(order: str, save: object, tmp_path: Path) 
     reader = open_sequences(str(path))
     part = reader.inspect().slice(1, 3)
     np.testing.assert_array_equal(reader.read(part).state, expected[5:])
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_terminals_hold_a_flag_per_row(columns: int, tmp_path: Path) -> None:
+    path = write_ogbench(tmp_path, make_episodes([4, 5]))
+    arrays = dict(np.load(path))
+    np.savez(path, **{**arrays, "terminals": np.repeat(arrays["terminals"][:, None], columns, axis=1)})
+    if columns == 1:
+        assert open_sequences(str(path)).inspect().num_states.tolist() == [5, 6]
+        return
+    with pytest.raises(
+        DataError, match=r"terminals must hold one flag per row: .*play-v0\.npz: its shape is \(11, 2\)"
+    ):
+        open_sequences(str(path)).inspect()
 
 
 def test_other_arrays_can_be_the_state(tmp_path: Path) -> None:
