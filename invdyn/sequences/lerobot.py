@@ -24,6 +24,7 @@ from invdyn.sequences.file_reader import FAIL, FileReader, changed, plan_file
 from invdyn.sequences.files import find_files, read_json, read_json_lines, source_file
 from invdyn.sequences.hdf5 import side_by_side
 from invdyn.sequences.parquet import (
+    LastGroup,
     column_types,
     column_width,
     describe_columns,
@@ -173,6 +174,7 @@ class LerobotReader(FileReader):
         first, stop = int(plan.first_row[0]), int(plan.first_row[-1] + plan.num_states[-1])
         if stop - first != plan.num_states.sum():
             raise changed(file.path)
+        last = self.keep(file, LastGroup)
         pieces: list[EpisodeArrays] = []
         for path, rows, end in zip((file.path, *file.parts), file.rows, np.cumsum(file.rows).tolist(), strict=True):
             start = end - rows
@@ -180,15 +182,17 @@ class LerobotReader(FileReader):
                 with open_parquet(path) as table:
                     if table.metadata.num_rows != rows:
                         raise changed(path)
-                    pieces.append(self._read_piece(table, max(first - start, 0), min(stop - start, rows), path))
+                    pieces.append(self._read_piece(table, max(first - start, 0), min(stop - start, rows), path, last))
         state, action = ([getattr(piece, name) for piece in pieces] for name in ("state", "action"))
         arrays = pieces[0] if len(pieces) == 1 else EpisodeArrays(np.concatenate(state), np.concatenate(action))
         if (arrays.state.shape[1], arrays.action.shape[1]) != plan.dims:
             raise changed(file.path)
         return arrays
 
-    def _read_piece(self, table: pyarrow.parquet.ParquetFile, first: int, stop: int, path: str) -> EpisodeArrays:
-        columns = read_rows(table, list(dict.fromkeys((*self.state_keys, self.action_key))), first, stop, path)
+    def _read_piece(
+        self, table: pyarrow.parquet.ParquetFile, first: int, stop: int, path: str, last: LastGroup
+    ) -> EpisodeArrays:
+        columns = read_rows(table, list(dict.fromkeys((*self.state_keys, self.action_key))), first, stop, path, last)
         return EpisodeArrays(side_by_side([columns[key] for key in self.state_keys]), columns[self.action_key])
 
 

@@ -6,10 +6,11 @@ The action of that row means nothing, and nothing follows it: valid transitions 
 
 from __future__ import annotations
 
+import weakref
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -32,6 +33,7 @@ TERMINALS = "terminals"
 LAST_STATE_ROW = "action_of_last_state"
 SKIP_BYTES = 8 * 2**20
 LOCAL_HEADER_BYTES = 30
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError)
 
 
 class OgbenchReader(FileReader):
@@ -90,10 +92,12 @@ class OgbenchReader(FileReader):
 
     def read(self, plan: SequencePlan) -> EpisodeArrays:
         """Read each array of the planned rows in one slice, and leave out the actions that mean nothing."""
-        path = plan.files[plan.file_index[0]].path
+        source = plan.files[plan.file_index[0]]
+        path = source.path
         assert plan.first_row is not None
         first, count = int(plan.first_row[0]), int(plan.num_states.sum())
-        with open_npz(path) as archive:
+        archive = self.keep(source, lambda: _open_while_used(path))
+        with reading(path, *DAMAGE):
             if min(archive.header(key).shape[0] for key in (*self.state_keys, self.action_key)) < first + count:
                 raise changed(path)
             states = [flat_rows(archive.read(key, first, count)) for key in self.state_keys]
@@ -114,12 +118,17 @@ class ArrayHeader:
 
 
 class NpzArchive:
-    """Reads slices of the arrays of an .npz file without reading them whole."""
+    """Reads slices of the arrays of an .npz file without reading them whole.
+
+    What is compressed can only be read from its start on: a slice behind the one before goes on where that ended.
+    """
 
     def __init__(self, path: str, file: BinaryIO, archive: zipfile.ZipFile):
         self.path = path
         self._file = file
         self._archive = archive
+        self._headers: dict[str, ArrayHeader] = {}
+        self._members: dict[str, tuple[IO[bytes], int]] = {}  # compressed arrays that are open, and the bytes read
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of all arrays."""
@@ -137,7 +146,7 @@ class NpzArchive:
                 f"key {key!r} is missing: {self.path}: found {describe_keys(self.shapes())}; set shape_meta.obs and "
                 "shape_meta.action_key to keys of the recording"
             )
-        header = self._header(key)
+        header = self._headers.get(key) or self._headers.setdefault(key, self._header(key))
         check_numeric(header.dtype, header.shape, key, self.path)
         return header
 
@@ -161,14 +170,17 @@ class NpzArchive:
     def _values(self, key: str, header: ArrayHeader, first: int, count: int) -> np.ndarray:
         row_bytes = width(header.shape) * header.dtype.itemsize
         values = np.empty(count * row_bytes, dtype=np.uint8)
-        with self._archive.open(f"{key}.npy") as member:
-            info = self._archive.getinfo(f"{key}.npy")
-            offset = header.size + first * row_bytes
-            if info.compress_type == zipfile.ZIP_STORED:
-                _fill(self._at(info, offset), values)
-            else:
-                _skip(member, offset)
-                _fill(member, values)
+        info = self._archive.getinfo(f"{key}.npy")
+        offset = header.size + first * row_bytes
+        if info.compress_type == zipfile.ZIP_STORED:
+            _fill(self._at(info, offset), values)
+            return values.view(header.dtype)
+        member, position = self._members.pop(key, (None, 0))
+        if member is None or position > offset:
+            member, position = self._archive.open(info), 0
+        _skip(member, offset - position)
+        _fill(member, values)
+        self._members[key] = member, offset + len(values)
         return values.view(header.dtype)
 
     def _at(self, info: zipfile.ZipInfo, offset: int) -> BinaryIO:
@@ -187,9 +199,16 @@ def open_npz(path: str) -> Iterator[NpzArchive]:
     Raises:
         DataError: when it is missing, truncated, corrupt or not an .npz file.
     """
-    damage = (zipfile.BadZipFile, zlib.error, EOFError, ValueError)
-    with reading(path, *damage), open_binary(path) as file, zipfile.ZipFile(file) as archive:
+    with reading(path, *DAMAGE), open_binary(path) as file, zipfile.ZipFile(file) as archive:
         yield NpzArchive(path, file, archive)
+
+
+def _open_while_used(path: str) -> NpzArchive:
+    """Open an .npz file; it is closed when nothing holds it any more."""
+    stack = ExitStack()
+    archive = stack.enter_context(open_npz(path))
+    weakref.finalize(archive, stack.close)
+    return archive
 
 
 def _skip(member: IO[bytes], count: int) -> None:

@@ -66,19 +66,41 @@ def column_width(file: pyarrow.parquet.ParquetFile, name: str, path: str) -> int
     return int(widths.pop()) if widths else 0
 
 
+LastGroup = dict[tuple[str, int], "pyarrow.Table"]
+"""The row group that was read last, by its file and number: a row group cannot be read in part."""
+
+
 def read_rows(
-    file: pyarrow.parquet.ParquetFile, names: list[str], first: int, stop: int, path: str
+    file: pyarrow.parquet.ParquetFile, names: list[str], first: int, stop: int, path: str, last: LastGroup
 ) -> dict[str, Num[np.ndarray, "rows dim"]]:
     """Read rows `first` to `stop` (exclusive) of some columns, from the row groups that hold them.
+
+    Args:
+        file: the file, open.
+        names: the columns.
+        first: first row.
+        stop: row after the last.
+        path: the file's path.
+        last: the row group that the read before left, of the same columns; this one leaves its own.
 
     Raises:
         DataError: when rows of a column differ in length.
     """
+    import pyarrow
+
     sizes = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
     ends = np.cumsum(sizes)
-    wanted = np.flatnonzero((ends > first) & (ends - sizes < stop))
-    before = int(ends[wanted[0]] - sizes[wanted[0]]) if len(wanted) else 0
-    table = file.read_row_groups(wanted.tolist(), columns=names).slice(first - before, stop - first)
+    wanted = np.flatnonzero((ends > first) & (ends - sizes < stop)).tolist()
+    before = int(ends[wanted[0]] - sizes[wanted[0]])
+    tables = [last[path, wanted[0]]] if (path, wanted[0]) in last else []
+    unread = wanted[len(tables) :]
+    if len(unread) > 1:
+        tables.append(file.read_row_groups(unread[:-1], columns=names))
+    if unread:
+        last.clear()
+        last[path, unread[-1]] = file.read_row_groups(unread[-1:], columns=names)
+        tables.append(last[path, unread[-1]])
+    table = pyarrow.concat_tables(tables).slice(first - before, stop - first)
     return {name: _rows(table.column(name), name, f"{path}: rows {first} to {stop}") for name in names}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import pkgutil
 import re
 import shutil
 import tempfile
@@ -154,6 +155,44 @@ def test_same_recording_elsewhere_has_the_same_episode_ids(case: Case, tmp_path:
     other = tmp_path / "there" / path.relative_to(tmp_path / "here")
     plans = [open_sequences(str(root)).inspect() for root in (path, other)]
     assert plans[0].episode_id(1) == plans[1].episode_id(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "costly"),
+    [
+        ("robomimic", "invdyn.sequences.robomimic.numbered_groups"),
+        ("minari", "invdyn.sequences.minari.numbered_groups"),
+        ("ogbench", "zipfile.ZipFile.open"),
+        ("ogbench_stored", "zipfile.ZipFile.open"),
+        ("lerobot_v30", "pyarrow.parquet.ParquetFile.read_row_groups"),
+    ],
+)
+def test_gaps_between_the_episodes_cost_nothing(
+    name: str, costly: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every other episode, read one by one: what the file costs as a whole is done once, and gives the same rows."""
+    case, episodes = CASES[name], make_episodes([4] * 20)
+    many = {"per_file": 20, "rows_per_group": 80} if name == "lerobot_v30" else {}
+    reader = open_sequences(str(case.write(tmp_path, episodes, **many)))  # type: ignore[call-arg]
+    plan = reader.inspect()
+    module, _, attribute = costly.rpartition(".")
+    owner = pkgutil.resolve_name(module)
+    calls, original = [0], getattr(owner, attribute)
+
+    def count(*arguments: Any, **more: Any) -> Any:
+        calls[0] += 1
+        return original(*arguments, **more)
+
+    monkeypatch.setattr(owner, attribute, count)
+    counts = []
+    for numbers in (range(0, 4, 2), range(0, 20, 2), [12, 2, 2]):
+        fresh = pickle.loads(pickle.dumps(reader))
+        calls[0] = 0
+        for number in numbers:
+            arrays = fresh.read(plan.slice(number, number + 1))
+            np.testing.assert_array_equal(arrays.action, episodes[number].actions)
+        counts.append(calls[0])
+    assert 0 < counts[0] == counts[1] <= counts[2]
 
 
 # Bad inputs: one test per rule, for every reader.
