@@ -51,14 +51,15 @@ def find_files(path: str, suffixes: tuple[str, ...], *, recursive: bool = False,
     return [join(path, name) for name in sorted(kept, key=natural_key)]
 
 
-def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
-    """Return a sort key that puts numbers in numeric order.
+def natural_key(name: str) -> tuple[tuple[tuple[int, int | str], ...], str]:
+    """Return a sort key that puts numbers in numeric order, and equal numbers in the order of their digits.
 
     Example:
         >>> sorted(["demo_10", "demo_2"], key=natural_key)
         ['demo_2', 'demo_10']
     """
-    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part)
+    parts = (part for part in re.split(r"(\d+)", name) if part)
+    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts), name
 
 
 def source_file(path: str, base: str, parts: tuple[str, ...] = ()) -> SourceFile:

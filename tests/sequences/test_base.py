@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from invdyn.errors import DataError
 from invdyn.sequences.base import EpisodeArrays, SequencePlan, SourceFile, check_finite
+from invdyn.sequences.files import natural_key
 
 
 def plan_of(num_states: list[int], num_actions: list[int], file_index: list[int] | None = None) -> SequencePlan:
@@ -35,6 +36,11 @@ def test_slices_keep_identities_and_one_file_each(files: list[int], data: st.Dat
     pieces = part.by_file()
     assert all(len(piece.files) == 1 for piece in pieces)
     assert [piece.episode_id(i) for piece in pieces for i in range(piece.num_episodes)] == identities[first:stop]
+
+
+@given(st.permutations(["ep_01", "ep_1", "ep_2", "ep_3²3", "ep_10", "ep_x", "ep_x1"]))
+def test_names_are_in_numeric_order_whatever_order_they_come_in(names: list[str]) -> None:
+    assert sorted(names, key=natural_key) == ["ep_01", "ep_1", "ep_2", "ep_3²3", "ep_10", "ep_x", "ep_x1"]
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
