@@ -129,7 +129,14 @@ class DiffusionPolicyReader(FileReader):
         if not storage.is_folder(file.path):
             return [file.path]
         names = (*(f"{DATA_GROUP}/{key}" for key in dict.fromkeys((*self.state_keys, self.action_key))), EPISODE_ENDS)
-        return [path for name in names for path in find_files(storage.join(file.path, name), ("",), hidden=True)]
+        # Chunks are named 0.0, or lie in folders: 0/0.
+        found = [
+            path
+            for name in names
+            for path in find_files(storage.join(file.path, name), ("",), recursive=True, hidden=True)
+        ]
+        folders = {storage.parent(path) for path in found}
+        return [path for path in found if path not in folders]
 
     def _source(self, path: str) -> SourceFile:
         if not storage.is_folder(path):

@@ -61,9 +61,15 @@ def test_decreasing_ends(tmp_path: Path) -> None:
         open_sequences(str(path)).inspect()
 
 
-def test_missing_chunk_is_not_read_as_zeros(tmp_path: Path) -> None:
-    path = write_zarr(tmp_path, make_episodes([9, 9]), chunk_rows=7)
-    (path / "data/state/1.0").unlink()
+@pytest.mark.parametrize("separator", [".", "/"])
+def test_missing_chunk_is_not_read_as_zeros(separator: str, tmp_path: Path) -> None:
+    path = write_zarr(tmp_path, make_episodes([9, 9]), chunk_rows=7, separator=separator)
+    chunk = path / f"data/state/1{separator}0"
+    _, rows = transitions_of(path)
+    assert (rows.state[7:8] != 0).all()
+    reader = open_sequences(str(path))
+    assert str(chunk) in reader.source_paths(reader.inspect().files[0])
+    chunk.unlink()
     with pytest.raises(DataError, match=r"truncated: .*1 of 3 chunks of data/state are missing"):
         open_sequences(str(path)).inspect()
     _, rows = transitions_of(path, options={"missing_chunks": "fill"})

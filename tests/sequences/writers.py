@@ -228,7 +228,7 @@ def write_v3_episodes(root: Path, lengths: np.ndarray) -> None:
     pq.write_table(table, folder / "file-000.parquet")
 
 
-def write_zarr(path: Path, episodes: list[Episode], *, chunk_rows: int = 7) -> Path:
+def write_zarr(path: Path, episodes: list[Episode], *, chunk_rows: int = 7, separator: str = ".") -> Path:
     """Write a replay buffer whose chunks cross episodes."""
     import zarr
 
@@ -237,7 +237,8 @@ def write_zarr(path: Path, episodes: list[Episode], *, chunk_rows: int = 7) -> P
     root = zarr.open_group(str(path), mode="w", zarr_format=2)
     data, meta = root.create_group("data"), root.create_group("meta")
     for name, values in (("state", states), ("action", actions)):
-        data.create_array(name, data=values, chunks=(chunk_rows, values.shape[1]))
+        names = {"name": "v2", "separator": separator}
+        data.create_array(name, data=values, chunks=(chunk_rows, values.shape[1]), chunk_key_encoding=names)
     meta.create_array("episode_ends", data=np.cumsum([len(e.actions) for e in episodes], dtype=np.int64))
     return path
 
