@@ -12,7 +12,7 @@ import re
 import secrets
 import socket
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -406,6 +406,11 @@ def _explanation(url: str, doing: str, error: Exception) -> StorageError:
     return StorageError(f"cannot {doing} {url}: {type(error).__name__}: {reason}")
 
 
+def common_version(versions: Sequence[int]) -> int:
+    """Return a number that is another one when any of several files is written again: versions have no order."""
+    return versions[0] if len(versions) == 1 else _hash(repr(tuple(versions)))
+
+
 @contextmanager
 def _writing_object(url: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
     try:
@@ -436,10 +441,14 @@ def _connection(protocol: str, *_identity: object) -> fsspec.AbstractFileSystem:
     return filesystem
 
 
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+
+
 def _version(info: Mapping[str, Any]) -> int:
     tag = next((str(info[key]) for key in ("ETag", "etag", "md5Hash", "content_md5") if info.get(key)), None)
     if tag is not None:
-        return int.from_bytes(hashlib.blake2b(tag.encode(), digest_size=7).digest(), "big")
+        return _hash(tag)
     times = (info.get(key) for key in ("LastModified", "last_modified", "mtime", "modified", "updated", "created"))
     for time in times:
         if isinstance(time, datetime):

@@ -44,7 +44,7 @@ class Sample:
     ) -> Sample:
         """Wrap arrays that come from no file: one (T + 1, state_dim) and one (T, action_dim) per episode."""
         plan = SequencePlan(
-            files=(SourceFile(path="recording", name="recording", size=0, mtime_ns=0),),
+            files=(SourceFile(path="recording", name="recording", size=0, version=0),),
             file_index=np.zeros(len(states), np.int64),
             episode_index=np.arange(len(states)),
             num_states=np.array([len(state) for state in states]),

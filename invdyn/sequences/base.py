@@ -29,7 +29,7 @@ class SourceFile:
         name: path relative to the recording's folder; it is part of each episode's identity, so the same recording in
             another place splits the same way.
         size: bytes.
-        mtime_ns: modification time, to notice a change between an interrupted run and its continuation.
+        version: a number that is another one when it or one of its parts is written again, as of `FileStatus`.
         parts: absolute paths of further files that belong to it, such as the actions of a CSV episode.
         rows: rows of `path` and of each of `parts`, where they are counted on from one to the next; else empty.
     """
@@ -37,7 +37,7 @@ class SourceFile:
     path: str
     name: str
     size: int
-    mtime_ns: int
+    version: int
     parts: tuple[str, ...] = ()
     rows: tuple[int, ...] = ()
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from invdyn import storage
 from invdyn.sequences.base import EPISODE_COLUMNS, SequencePlan, SourceFile
 
 
@@ -123,7 +124,7 @@ def _chains(files: Sequence[SourceFile], joined: Bool[np.ndarray, "files"]) -> t
             chains[-1] = replace(
                 before,
                 size=before.size + file.size,
-                mtime_ns=max(before.mtime_ns, file.mtime_ns),
+                version=storage.common_version([before.version, file.version]),
                 parts=(*before.parts, file.path),
                 rows=before.rows + file.rows,
             )

@@ -19,6 +19,7 @@ from invdyn.range_file import RangeFile, hdf5_source
 from invdyn.sequences.base import SourceFile
 from invdyn.storage import (
     absolute,
+    common_version,
     is_file,
     is_folder,
     is_inside,
@@ -68,13 +69,13 @@ def source_file(path: str, base: str, parts: tuple[str, ...] = ()) -> SourceFile
 
 
 def describe(path: str, base: str, content: list[str], parts: tuple[str, ...] = ()) -> SourceFile:
-    """Describe what lies at `path`; its size is the sum over the files `content`, its time the newest."""
+    """Describe what lies at `path`; its size and version are those of all files `content`."""
     found = [status(name) for name in content]
     return SourceFile(
         path=absolute(path),
         name=relative(path, base if is_inside(path, base) else parent(base)),
         size=sum(file.size for file in found),
-        mtime_ns=max((file.version for file in found), default=0),
+        version=common_version([file.version for file in found]),
         parts=tuple(absolute(part) for part in parts),
     )
 

@@ -234,7 +234,7 @@ def hash_plan(config: DatasetConfig, sequences: SequencePlan, max_samples: int |
         "config": extraction_config(config),
         "state_keys": config.state_keys,  # as a list: their order is lost in a sorted mapping
         "max_samples": max_samples,
-        "files": [(file.name, file.size, file.mtime_ns) for file in sequences.files],
+        "files": [(file.name, file.size, file.version) for file in sequences.files],
         "lengths": hashlib.sha256(lengths.astype("<i8").tobytes()).hexdigest(),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

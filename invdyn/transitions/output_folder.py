@@ -133,7 +133,7 @@ def segment_key(segment: Segment, scan: Scan) -> str:
         segment.index,
         segment.first_episode,
         segment.hash_files,
-        [(file.name, file.size, file.mtime_ns) for file in sequences.files],
+        [(file.name, file.size, file.version) for file in sequences.files],
         scan.filter_json(),
     ]
     digest = xxhash.xxh3_128(json.dumps(facts).encode())

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from invdyn import storage
+from invdyn.sequences.files import source_file
 from invdyn.sequences.registry import open_sequences
 from tests.remote import upload
 from tests.sequences.reading import read_all
@@ -27,7 +29,18 @@ def test_same_plan_and_rows_as_on_this_machine(case: Case, tmp_path: Path) -> No
     ]
     assert [file.size for file in plan.files] == [file.size for file in plan_there.files]
     assert all(file.path.startswith(url) for file in plan_there.files)
-    assert all(file.mtime_ns for file in plan_there.files)
+    assert all(file.version for file in plan_there.files)
     here, rows = read_all(reader, plan), read_all(there, plan_there)
     np.testing.assert_array_equal(rows.state, here.state)
     np.testing.assert_array_equal(rows.action, here.action)
+
+
+def test_every_file_that_is_written_again_gives_another_version(remote: str) -> None:
+    """Also one whose own version happens to be less than that of another file of the episode."""
+    names = [f"{remote}/r/{name}.csv" for name in ("state", "action")]
+    versions = []
+    for turn in range(12):
+        storage.write_bytes(names[turn % 2], b"%2d" % turn)
+        if turn:
+            versions.append(source_file(names[0], f"{remote}/r", (names[1],)).version)
+    assert len(set(versions)) == len(versions)
