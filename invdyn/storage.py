@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import heapq
 import os
 import re
 import secrets
@@ -150,10 +151,12 @@ def is_folder(path: str) -> bool:
 
 
 def list_names(folder: str, *, recursive: bool = False) -> list[str]:
-    """Return the names in a folder, or of all below it, relative to it, in no order; none where there is no folder."""
+    """Return the names in a folder, or of all below it, relative to it, in no order; none where there is no folder.
+
+    Links to folders are followed, but none to a folder whose content is listed already.
+    """
     if not is_url(folder):
-        root = Path(folder)
-        return [path.relative_to(root).as_posix() for path in (root.rglob("*") if recursive else root.glob("*"))]
+        return list(_names_below(folder)) if recursive else [path.name for path in Path(folder).glob("*")]
     with explained(folder):
         filesystem, root_name = connect(folder)
         try:
@@ -163,6 +166,25 @@ def list_names(folder: str, *, recursive: bool = False) -> list[str]:
     start = root_name.rstrip("/") + "/"
     names = (str(path).rstrip("/") for path in found)
     return [name.removeprefix(start) for name in names if name.startswith(start)]
+
+
+def _names_below(folder: str) -> Iterator[str]:
+    """Yield the names of all below a folder; a folder that can be reached by several paths is entered once."""
+    root = Path(folder)
+    entered: set[Path] = set()
+    waiting = [root]
+    while waiting:
+        # Links wait until all that is below by its own path has been entered.
+        for here, folders, files in os.walk(heapq.heappop(waiting)):
+            if (real := Path(here).resolve()) in entered:
+                folders.clear()
+                continue
+            entered.add(real)
+            paths = [Path(here, name) for name in (*folders, *files)]
+            yield from (path.relative_to(root).as_posix() for path in paths)
+            for path in paths[: len(folders)]:
+                if path.is_symlink():
+                    heapq.heappush(waiting, path)
 
 
 def status(path: str) -> FileStatus:

@@ -57,6 +57,26 @@ def test_paths_and_urls_behave_alike(folder: str) -> None:
         storage.read_text(one)
 
 
+def test_links_to_folders_are_followed_and_each_folder_is_listed_once(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for path in (root / "own/1.txt", elsewhere / "2.txt"):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    for link, target in (
+        (root / "linked", elsewhere),
+        (root / "linked_again", elsewhere),
+        (root / "latest", root / "own"),
+        (root / "own/loop", root),
+        (elsewhere / "loop", elsewhere),
+        (elsewhere / "back", root),
+    ):
+        link.symlink_to(target)
+    for folder in (str(root), f"{root}/"):
+        names = storage.list_names(folder, recursive=True)
+        assert len(names) == len(set(names))
+        assert {name for name in names if name.endswith(".txt")} == {"own/1.txt", "linked/2.txt"}
+
+
 def test_version_changes_with_the_content(folder: str) -> None:
     path = storage.join(folder, "x")
     versions = {storage.status(write(path, text)).version for text in ("a", "b", "c")}
