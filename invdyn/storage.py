@@ -81,12 +81,15 @@ def is_url(path: str) -> bool:
 
 
 def absolute(path: str) -> str:
-    """Return a path that means the same in any working folder; a URL without its last slash."""
+    """Return a path that means the same in any working folder, links as they are; a URL without its last slash."""
     if is_url(path):
         return path.rstrip("/") if not path.endswith("://") else path
     for protocol in LOCAL_PROTOCOLS:
         path = path.removeprefix(protocol)
-    return str(Path(path).expanduser().resolve())
+    # As it is written, for a link says where a recording belongs; only what `..` leaves is looked up.
+    parts = Path(path).expanduser().absolute().parts
+    after = max((index for index, part in enumerate(parts) if part == ".."), default=-1) + 1
+    return str(Path(*parts[:after]).resolve().joinpath(*parts[after:]))
 
 
 def join(folder: str, *names: str) -> str:

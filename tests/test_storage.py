@@ -113,6 +113,17 @@ def test_local_urls_are_paths() -> None:
     assert storage.absolute("s3://bucket/data/") == "s3://bucket/data"
 
 
+def test_an_absolute_path_keeps_its_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, work = tmp_path / "disk/sets/pen", tmp_path / "work"
+    real.mkdir(parents=True)
+    work.mkdir()
+    (tmp_path / "pen").symlink_to(real)
+    monkeypatch.chdir(work)
+    assert storage.absolute(str(tmp_path / "pen")) == storage.absolute("../pen") == str(tmp_path / "pen")
+    assert storage.absolute("./x//y/") == str(work / "x/y")
+    assert storage.absolute("../pen/..") == str(real.parent)  # what `cd` would find
+
+
 # What goes wrong.
 
 

@@ -92,7 +92,7 @@ class FileReader(SequenceReader):
             except DataError as error:
                 if not self.skips_damaged:
                     raise
-                skipped[path] = str(error)
+                skipped[storage.absolute(path)] = str(error)  # as `SourceFile.path` has it
             else:
                 plans.append(plan)
         if self.skips_damaged:

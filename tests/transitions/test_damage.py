@@ -16,7 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from invdyn.doctor.examine import diagnose
 from invdyn.errors import DataError
+from invdyn.sequences.registry import open_sequences
 from invdyn.transitions.dataset_config import DatasetConfig
 from invdyn.transitions.extract import Listener, create_dataset
 from invdyn.transitions.plan import ExtractionPlan
@@ -85,6 +87,22 @@ def test_skipped_files_are_as_if_they_were_not_there(tmp_path: Path, damage: Cal
     for path, reason in skipped.items():
         assert path in reason
         assert ("must be finite" in reason) == (damage is not corrupt_a_chunk)
+
+
+def test_files_that_are_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are skipped have one name wherever they are told of."""
+    config, sound = recordings(tmp_path)
+    shutil.move(config.sequence_path, tmp_path / "disk")
+    Path(config.sequence_path).mkdir()
+    for path in (tmp_path / "disk").iterdir():
+        (Path(config.sequence_path) / path.name).symlink_to(path)
+    store = create_dataset(config, local=True)
+    skipped = assert_same_dataset(store.path, create_dataset(sound, local=True).path, 2)
+    assert set(skipped) == {f"{config.sequence_path}/{name}" for name in BAD}
+    findings = diagnose(config, without=skipped).findings
+    assert len([finding for finding in findings if finding.check == "readable"]) == 2
+    monkeypatch.chdir(config.sequence_path)
+    assert open_sequences(".", options={"on_error": "skip"}).inspect(skipped).skipped == skipped
 
 
 @settings(max_examples=8)

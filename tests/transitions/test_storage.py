@@ -193,6 +193,16 @@ def test_paths_are_derived_from_urls(tmp_path: Path) -> None:
         derived("s3://bucket/pendulum")
 
 
+def test_a_linked_recording_has_its_transitions_beside_the_link(tmp_path: Path) -> None:
+    recording = record(tmp_path / "theirs")
+    link = tmp_path / "ours" / "sequence" / "pen"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(recording)
+    config = config_of(tmp_path, buffer_path=str(link))
+    assert config.transitions_path == create_dataset(config, local=True).path == f"{tmp_path}/ours/inverse_dynamics/pen"
+    assert not (tmp_path / "theirs" / "inverse_dynamics").exists()
+
+
 def test_what_is_relative_lies_below_the_storage(tmp_path: Path) -> None:
     config = config_of(tmp_path, storage="s3://bucket/lab/", buffer_path="data/sequence/p")
     assert config.sequence_path == "s3://bucket/lab/data/sequence/p"
