@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Bool
@@ -11,7 +11,7 @@ from invdyn.errors import DataError
 from invdyn.sequences.base import SequencePlan, SequenceReader, check_finite
 from invdyn.sequences.chained import split_by_file
 from invdyn.transitions.blocks import iter_blocks
-from invdyn.transitions.plan import Segment
+from invdyn.transitions.plan import Segment, kept_pieces
 from invdyn.transitions.windows import Window
 
 
@@ -52,11 +52,3 @@ def _read_all(reader: SequenceReader, piece: SequencePlan, first_step: int) -> N
     whole = Segment(0, 0, piece, split=np.zeros_like(rows), row_limit=rows, keep=rows > 0, hash_files=())
     for _ in iter_blocks(reader, Window(), whole, rows):
         pass
-
-
-def kept_pieces(sequences: SequencePlan, keep: Bool[np.ndarray, "episodes"]) -> Iterator[SequencePlan]:
-    """Return the plans of the kept episodes, neighbours within a file together."""
-    kept = np.flatnonzero(keep)
-    for run in np.split(kept, np.flatnonzero(np.diff(kept) != 1) + 1):
-        if len(run):
-            yield from sequences.slice(int(run[0]), int(run[-1]) + 1).by_file()

@@ -36,6 +36,7 @@ from invdyn.transitions.plan import (
     PerEpisode,
     Segment,
     cut_segments,
+    episodes_with_rows,
     kept_episodes,
     make_plan,
 )
@@ -290,6 +291,7 @@ def _scan(
         return saved
     window = Window(config.gap, config.horizon, config.history)
     keep = kept_episodes(sequences, select_episodes(config.filters, sequences))
+    keep = episodes_with_rows(sequences, window, keep)
     segments = cut_segments(sequences, keep.astype(np.int64), keep.astype(np.int64), _segment_bytes(config), keep)
     if config.filters.needs_scan:
         listener.on_scan(count_scans(config.filters, len(segments)))

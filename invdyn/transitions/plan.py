@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +33,7 @@ class Segment:
         sequences: the plan of its episodes alone.
         split: (episodes,) index into `SPLITS`.
         row_limit: (episodes,) rows wanted of each episode.
-        keep: (episodes,) which episodes may be read; a filter leaves the others out.
+        keep: (episodes,) which episodes may be read: a filter leaves the others out, or they are too short for a row.
         hash_files: which of its files, by index into `sequences.files`, this task hashes.
     """
 
@@ -137,7 +137,7 @@ def make_plan(
                 f"no transitions left for the {name} split: {drops}; record more episodes, raise --max_samples, or "
                 f"set {name}_ratio to 0"
             )
-    segments = cut_segments(sequences, split, row_limit, segment_bytes, keep)
+    segments = cut_segments(sequences, split, row_limit, segment_bytes, episodes_with_rows(sequences, window, keep))
     return ExtractionPlan(sequences, window, segments, split, row_limit, drops)
 
 
@@ -147,6 +147,19 @@ def kept_episodes(sequences: SequencePlan, episode_drops: Mapping[str, Episodes]
     for mask in (episode_drops or {}).values():
         keep &= ~mask
     return keep
+
+
+def episodes_with_rows(sequences: SequencePlan, window: Window, keep: Episodes) -> Episodes:
+    """Return which of the kept episodes are long enough for a row; the others are never read."""
+    return np.asarray(keep & (window.num_rows(sequences.num_states, sequences.num_actions) > 0))
+
+
+def kept_pieces(sequences: SequencePlan, keep: Episodes) -> Iterator[SequencePlan]:
+    """Return the plans of the kept episodes, neighbours within a file together."""
+    kept = np.flatnonzero(keep)
+    for run in np.split(kept, np.flatnonzero(np.diff(kept) != 1) + 1):
+        if len(run):
+            yield from sequences.slice(int(run[0]), int(run[-1]) + 1).by_file()
 
 
 def given_splits(sequences: SequencePlan) -> PerEpisode:

@@ -29,7 +29,7 @@ from invdyn.transitions.filters import (
     step_sizes,
     typical_step,
 )
-from invdyn.transitions.plan import Segment
+from invdyn.transitions.plan import Segment, kept_pieces
 from invdyn.transitions.windows import Window, ranges
 
 SCALE_STATES = 200_000
@@ -116,7 +116,7 @@ def scan_recording(
         reader: reads the recording.
         window: what a row holds.
         sequences: the recording.
-        keep: (episodes,) which episodes may give rows.
+        keep: (episodes,) which episodes give rows before that; the others are not read.
         segments: the whole recording in pieces.
         run: runs a task for each of some segments.
 
@@ -233,16 +233,15 @@ def read_episodes(reader: SequenceReader, sequences: SequencePlan, keep: Bool[np
     state = np.empty((int(sequences.num_states[kept].sum()), sequences.state_dim), np.float32)
     action = np.empty((int(sequences.num_actions[kept].sum()), sequences.action_dim), np.float32)
     first_state = first_action = 0
-    for run in np.split(kept, np.flatnonzero(np.diff(kept) != 1) + 1):
-        for plan in sequences.slice(int(run[0]), int(run[-1]) + 1).by_file():
-            arrays = reader.read(plan)
-            states = slice(first_state, first_state + len(arrays.state))
-            actions = slice(first_action, first_action + len(arrays.action))
-            first_state, first_action = states.stop, actions.stop
-            with np.errstate(over="ignore"):
-                state[states], action[actions] = arrays.state, arrays.action
-            if not all_finite(EpisodeArrays(state[states], action[actions])):
-                check_finite(arrays, plan)  # the values as recorded say what is wrong
+    for plan in kept_pieces(sequences, keep):
+        arrays = reader.read(plan)
+        states = slice(first_state, first_state + len(arrays.state))
+        actions = slice(first_action, first_action + len(arrays.action))
+        first_state, first_action = states.stop, actions.stop
+        with np.errstate(over="ignore"):
+            state[states], action[actions] = arrays.state, arrays.action
+        if not all_finite(EpisodeArrays(state[states], action[actions])):
+            check_finite(arrays, plan)  # the values as recorded say what is wrong
     return EpisodeArrays(state, action)
 
 

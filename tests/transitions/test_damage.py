@@ -24,7 +24,7 @@ from invdyn.transitions.extract import Listener, create_dataset
 from invdyn.transitions.plan import ExtractionPlan
 from invdyn.transitions.windows import Window
 from tests.sequences import writers
-from tests.sequences.recordings import make_episodes, write_recording
+from tests.sequences.recordings import make_episodes, write_recording, write_shard
 from tests.transitions.datasets import LENGTHS, config_of, contents
 
 SKIP = {"format_options": {"on_error": "skip"}}
@@ -290,6 +290,17 @@ def test_only_the_damaged_file_of_a_chain_is_skipped(
             with pytest.raises(DataError, match=rf"must be finite: {paths[bad[0]]}: action"):
                 create_dataset(config.replace(output_path=str(tmp_path / "fail")), local=True)
     assert stores[0].content_hash == stores[1].content_hash
+
+
+def test_an_episode_without_rows_is_no_damage(tmp_path: Path) -> None:
+    """Nor is it where another file of the same task is damaged."""
+    config, sound = recordings(tmp_path)
+    for each in (config, sound):
+        short = (np.full((2, 3), np.nan), np.zeros((1, 2)))
+        write_shard(Path(each.sequence_path) / "shard-00002.hdf5", [short, *make_episodes((8, 9), seed=1)])
+    values = {"gap": 2, "part_size_mb": 64.0}
+    stores = [create_dataset(each.replace(**values), local=True) for each in (config, sound)]
+    assert_same_dataset(stores[0].path, stores[1].path, 2)
 
 
 def write_many(write: writers.Writer, folder: Path) -> Path:

@@ -23,6 +23,7 @@ from invdyn.transitions.filters import FiltersConfig, select_episodes
 from invdyn.transitions.plan import SPLITS
 from invdyn.transitions.store import COLUMNS, TransitionStore
 from invdyn.transitions.windows import Window
+from tests.sequences import writers
 from tests.sequences.recordings import Episode
 from tests.transitions.datasets import LENGTHS, config_of, contents, record
 from tests.transitions.reference import reference_rows
@@ -216,6 +217,22 @@ def test_an_excluded_episode_is_not_read(tmp_path: Path) -> None:
         store = create(tmp_path, {"episodes": {"exclude": ["shard-00001.hdf5:1"]}, **more}, overwrite=True)
         assert set(rows_of(store)) == {place for place in all_places() if place[0] != 5}
         assert dropped(store) == {"excluded": 10}
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [{}, {"drop_stale": True}, {"drop_jumps": 12}, {"drop_constant_dims": True}, {"saturated_actions": "drop"}],
+)
+@pytest.mark.parametrize("part_size_mb", [1e-6, 64.0])
+def test_an_episode_without_rows_is_not_read(tmp_path: Path, filters: dict[str, Any], part_size_mb: float) -> None:
+    nothing = [writers.Episode(np.full((rows, 3), np.nan), np.full((rows, 2), np.nan)) for rows in (0, 1, 2)]
+    for name, more in (("all", nothing), ("long", [])):
+        recorded = [writers.Episode(*episode) for episode in walk()]
+        writers.write_robomimic(tmp_path / name / "sequence" / "r", [*recorded, *more])
+    values = {"gap": 2, "part_size_mb": part_size_mb, "format_options": {"on_error": "skip"}}
+    stores = [create(tmp_path / name, filters, **values) for name in ("all", "long")]
+    assert stores[0].manifest["skipped_files"] == {}
+    assert stores[0].content_hash == stores[1].content_hash
 
 
 def inspect(folder: Path) -> SequencePlan:
