@@ -129,7 +129,8 @@ def create_dataset(
     check_shapes(config, sequences)
     plan_hash = hash_plan(config, sequences, max_samples)
     # What cannot be planned is told before the recording is read, or a folder refused.
-    plan = _plan(config, sequences, max_samples=None if config.filters.needs_scan else max_samples)
+    plan_before_scan = partial(_plan, config, max_samples=None if config.filters.needs_scan else max_samples)
+    plan = plan_before_scan(sequences)
     job = check_output(output, plan_hash, overwrite)
     source = [file.path for file in sequences.files[:1] if storage.is_file(file.path)]
     damaged, resume = dict(job.damaged), job.resume
@@ -145,9 +146,10 @@ def create_dataset(
         while True:
             if damaged:
                 sequences = reader.inspect(damaged)
+                plan = plan_before_scan(sequences)
             try:
                 scan = _scan(config, reader, sequences, job.saved_scan(damaged), run, listener)
-                if damaged or config.filters.needs_scan:
+                if config.filters.needs_scan:
                     plan = _plan(config, sequences, max_samples=max_samples, row_drops=scan.row_drops)
                 listener.on_plan(plan)
                 if not local:

@@ -303,6 +303,15 @@ def test_an_episode_without_rows_is_no_damage(tmp_path: Path) -> None:
     assert_same_dataset(stores[0].path, stores[1].path, 2)
 
 
+@pytest.mark.parametrize("filters", [{}, {"drop_stale": True}])
+def test_nothing_left_without_the_damaged_file(tmp_path: Path, filters: dict[str, Any]) -> None:
+    recording = write_recording(tmp_path / "sequence/r", make_episodes(LENGTHS[:8]))
+    put_nan(recording / "shard-00001.hdf5")
+    sound = [f"shard-00000.hdf5:{number}" for number in range(4)]
+    with pytest.raises(DataError, match="no episodes left: the filters leave out all 4"):
+        create_dataset(config_of(tmp_path, **SKIP, filters={"episodes": {"exclude": sound}, **filters}), local=True)
+
+
 def write_many(write: writers.Writer, folder: Path) -> Path:
     """Write four files of one or more episodes, the second of which holds a NaN."""
     episodes = writers.make_episodes([5, 6, 7, 8])
