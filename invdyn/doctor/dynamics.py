@@ -87,7 +87,9 @@ class Rows:
 
 
 def make_rows(sample: Sample, offsets: Iterable[int], horizon: int) -> Rows | None:
-    """Return the rows for which all offsets lie in the episode, evenly thinned where there are too many; None if none.
+    """Return the rows for which all offsets lie in the episode, evenly thinned where there are too many.
+
+    None where there are too few, or where all dimensions of the state are constant.
 
     Args:
         sample: the episodes.
@@ -101,11 +103,11 @@ def make_rows(sample: Sample, offsets: Iterable[int], horizon: int) -> Rows | No
     act = ranges(sample.action_start + window.history, counts)
     columns = len(known) * sample.state.shape[1] + horizon * sample.action.shape[1]
     thin = spread_thin(len(now), MAX_VALUES // columns)
-    if len(thin) < 2 * MAX_FOLDS:
+    moving = sample.state[:, ~constant_columns(sample.state)]  # a constant dimension tells nothing, and costs its share
+    if len(thin) < 2 * MAX_FOLDS or not moving.shape[1]:
         return None
     episode = np.repeat(sample.number, counts)[thin]  # the same for all pieces of an episode that was cut
     now, act = now[thin], act[thin]
-    moving = sample.state[:, ~constant_columns(sample.state)]  # a constant dimension tells nothing, and costs its share
     states = [moving[now + offset] for offset in known]
     differences = [after - before for before, after in pairwise(states)]
     actions = sample.action[act[:, None] + np.arange(horizon)].reshape(len(act), -1)

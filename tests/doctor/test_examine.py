@@ -49,6 +49,10 @@ def plant_constant(states, actions):
     states[:] = [np.insert(state, 4, 1.0, axis=1) for state in states]
 
 
+def plant_standstill(states, actions):
+    states[:] = [np.full_like(state, 0.1) for state in states]
+
+
 def plant_saturation(states, actions):
     for action in actions:
         np.clip(action, -1.0, 1.0, out=action)
@@ -79,6 +83,7 @@ def plant_lag(states, actions):
         (plant_nan, {("finite", ERROR)}),
         (plant_stale, {("stale", WARNING)}),
         (plant_constant, {("constant", WARNING)}),
+        (plant_standstill, {("constant", WARNING), ("stale", WARNING)}),
         (plant_saturation, {("saturated", WARNING)}),
         (plant_leak, {("leak_current", ERROR)}),
         (plant_copies, {("shared_rows", ERROR), ("duplicates", WARNING)}),
