@@ -14,7 +14,7 @@ import secrets
 import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -300,30 +300,48 @@ def move(source: str, target: str) -> None:
 def replacing(path: str) -> Iterator[Path]:
     """Give a local temporary file to write; at the end it becomes `path`, whole or, on any failure, not at all.
 
-    On this machine it lies beside `path` and is renamed; for a URL it is uploaded: an object appears when all of it
-    has arrived.
+    On this machine it lies beside `path` and is renamed, see `renaming`; for a URL it is uploaded: an object appears
+    when all of it has arrived.
 
     Raises:
         DataError: when the disk is full or `path` cannot be written; what was there before is left as it was.
         StorageError: when the storage service does not take it; likewise.
     """
-    with writing_to(path), ExitStack() as gathered:
+    with writing_to(path):
         if is_url(path):
-            folder = Path(gathered.enter_context(tempfile.TemporaryDirectory(prefix="invdyn-")))
-        else:
-            folder = Path(path).parent
-            folder.mkdir(parents=True, exist_ok=True)
-        # Two nodes that write the same file may do so in processes of the same number.
-        temporary = folder / f".{base_name(path)}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
-        try:
-            yield temporary
-            if is_url(path):
+            with tempfile.TemporaryDirectory(prefix="invdyn-") as folder:
+                temporary = Path(folder, base_name(path))
+                yield temporary
                 upload(temporary, path)
-            else:
-                os.replace(temporary, path)
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
+        else:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with renaming(Path(path)) as temporary:
+                yield temporary
+
+
+@contextmanager
+def renaming(path: Path) -> Iterator[Path]:
+    """Give a temporary file beside `path` to write; at the end it is flushed to the disk and becomes `path`.
+
+    Raises:
+        OSError: when it cannot be written; what was there before is left as it was, and no file beside it.
+    """
+    # Two nodes that write the same file may do so in processes of the same number.
+    name = f".{path.name.removeprefix('.')}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+    temporary = path.with_name(name)
+    try:
+        yield temporary
+        flush(temporary)  # else a power cut could leave the name and lose the content
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def flush(path: Path) -> None:
+    """Wait until the content of a file is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 @contextmanager

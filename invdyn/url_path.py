@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,13 +114,8 @@ def write_whole(path: AnyPath, text: str) -> None:
     if isinstance(path, UrlPath):
         path.write_text(text)
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
+    with storage.renaming(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 @contextmanager
@@ -150,7 +144,7 @@ def replacing_folder(folder: AnyPath, last: str) -> Iterator[Path]:
                 storage.upload(path, str(folder / path.name))
         else:
             for path in files:
-                _flush(path)
+                storage.flush(path)
             remove_folder(folder, last)
             os.replace(temporary, folder)
     finally:
@@ -229,8 +223,3 @@ class GrowingText:
         if self.file is not None:
             self.file.close()
         self.flush()
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

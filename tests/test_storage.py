@@ -99,6 +99,21 @@ def test_a_write_that_fails_leaves_the_old_file(folder: str, error: BaseExceptio
     assert not temporary.exists()
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x"
+    flushed: list[tuple[int, int]] = []
+    flush = os.fsync
+
+    def note(descriptor: int) -> None:
+        assert not path.exists()
+        flush(descriptor)
+        flushed.append((os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size))
+
+    monkeypatch.setattr(os, "fsync", note)
+    write(str(path), "content")
+    assert flushed == [(path.stat().st_ino, 7)]
+
+
 def test_large_files_are_uploaded_in_parts_and_appear_whole(s3_bucket: str, tmp_path: Path) -> None:
     filesystem, name = storage.connect(f"{s3_bucket}/{tmp_path.name}")
     content = bytes(range(256)) * 50_000

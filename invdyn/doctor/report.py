@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import textwrap
 from collections.abc import Sequence
@@ -86,12 +85,8 @@ def write_reports(diagnosis: Diagnosis, output: str | Path) -> Path:
         output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             text = render_page(f"Doctor: {diagnosis.name}", _blocks(diagnosis, draw_all(diagnosis, Path(folder))))
-        temporary = page.with_name(f".{page.name}.{os.getpid()}.tmp")
-        try:
+        with storage.renaming(page) as temporary:
             temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, page)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"cannot write the report to {output}: {error}; free some space or give --output") from None
     write_json(output / JSON_FILE, to_json(diagnosis))

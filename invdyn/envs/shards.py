@@ -9,7 +9,6 @@ import errno
 import fnmatch
 import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,19 +117,11 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
     if isinstance(path, UrlPath):
         storage.write_bytes(str(path), content)
         return
-    temporary = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with storage.renaming(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise _write_error(path, error, len(content)) from None
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def open_folder(folder: str | AnyPath, config: CollectConfig, overwrite: bool = False) -> list[int]:

@@ -204,5 +204,5 @@ def _read_json(path: str) -> Record:
 
 
 def _parts_whole(folder: str, record: Record) -> bool:
-    # Records are flushed to disk, parts are not: after a power cut a part may be there in name only.
+    # A part is on the disk before its record is, but may have been removed or cut short since.
     return all(holds_rows(join(folder, part["file"]), part["rows"]) for part in record["parts"].values())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -264,10 +263,9 @@ def write_json(path: str | Path, values: Any, *, indent: int | None = None) -> N
     Raises:
         DataError: when it cannot be written; an older file of that name is left as it was.
     """
-    with storage.replacing(str(path)) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(values, indent=indent))  # far faster than json.dump without an indent
-        file.flush()
-        os.fsync(file.fileno())
+    with storage.replacing(str(path)) as temporary:
+        # Far faster than json.dump without an indent.
+        temporary.write_text(json.dumps(values, indent=indent), encoding="utf-8")
 
 
 def holds_rows(path: str, rows: int) -> bool:
