@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import logging
 import os
 import sys
@@ -66,6 +67,8 @@ def positive_int(text: str) -> int:
 
 def run_command(main: Callable[[], None]) -> None:
     """Run a command: bad input ends with one line and exit code 2, Ctrl-C with 130."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a file's name may be no text
     try:
         main()
     except InvdynError as error:

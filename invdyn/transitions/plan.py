@@ -216,7 +216,7 @@ def split_episodes(
 
 
 def _hash(name: str) -> bytes:
-    return hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
 
 
 def limit_rows(available: PerEpisode, split: PerEpisode, max_samples: int | None) -> PerEpisode:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from html import escape
 from html.parser import HTMLParser
 
@@ -46,6 +47,12 @@ def test_console_says_what_where_and_what_to_set(diagnosis):
     assert "shard-00001.hdf5: episode 5, step 29" in " ".join(text.split())
     assert "set: filters: {drop_stale: true}" in text
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_a_path_that_is_no_text(diagnosis, tmp_path):
+    page = write_reports(replace(diagnosis, path="/recordings/m\udce4rz"), tmp_path)
+    assert r"/recordings/m\udce4rz" in page.read_text()
+    assert json.loads((tmp_path / "doctor.json").read_text())["path"] == "/recordings/m\udce4rz"
 
 
 def test_json_holds_every_finding_and_measurement(diagnosis, tmp_path):

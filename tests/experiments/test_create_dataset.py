@@ -320,6 +320,22 @@ def test_damaged_files_are_skipped_on_request(tmp_path: Path, run: Run) -> None:
     assert "doctor: 0 errors" in output
 
 
+def test_file_names_that_are_no_text(tmp_path: Path, run: Run) -> None:
+    recording = write_recording(tmp_path / "sequence/r", make_episodes(LENGTHS))
+    (recording / "shard-00001.hdf5").write_bytes(b"")
+    for path, name in zip(sorted(recording.iterdir()), (b"m\xe4rz.hdf5", b"\xe4.hdf5"), strict=False):
+        path.rename(recording / os.fsdecode(name))
+    code, output, errors = run("--config", write_config(tmp_path), "--local", "--on_error", "skip")
+    assert code == 0, errors
+    assert r"/sequence/r/\udce4.hdf5: " in output
+    assert "doctor: 0 errors" in output
+    manifest = json.loads((tmp_path / "inverse_dynamics/r/manifest.json").read_text())
+    assert [os.fsencode(path) for path in manifest["skipped_files"]] == [
+        os.fsencode(recording / os.fsdecode(b"\xe4.hdf5"))
+    ]
+    assert os.fsdecode(b"m\xe4rz.hdf5") in {source["name"] for source in manifest["sources"]}
+
+
 # Processes that end in the middle
 
 
