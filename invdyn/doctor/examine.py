@@ -27,7 +27,14 @@ from invdyn.doctor.rows import (
 )
 from invdyn.doctor.sample import Sample, read_sample, select_episodes_of
 from invdyn.doctor.shift import Shift, check_shift, measure_shift
-from invdyn.doctor.values import Names, bound_shares, check_constant, check_finite_values, check_saturated
+from invdyn.doctor.values import (
+    Names,
+    bound_shares,
+    check_constant,
+    check_finite_values,
+    check_rounding,
+    check_saturated,
+)
 from invdyn.errors import DataError
 from invdyn.sequences.base import SequencePlan, SequenceReader
 from invdyn.sequences.registry import open_sequences
@@ -177,7 +184,8 @@ def _examine(
             jumps = np.flatnonzero(jumping)
             # One jump among thousands of steps outweighs them all in a least-squares fit.
             cuts = np.flatnonzero(jumping | spikes(moved, steps.episode).any(axis=1))
-        findings += [*check_constant(sample, names), *check_saturated(sample, names)]
+        findings += [*check_rounding(sample, names), *check_constant(sample, names)]
+        findings += check_saturated(sample, names)
         findings += [*check_stale(sample), *check_duplicates(sample), *check_jumps(sample, names)]
         findings += check_leakage(sample, names)
         at_bounds = bound_shares(sample.action)

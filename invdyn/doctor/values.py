@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int, Num
 from invdyn.doctor.findings import ERROR, INFO, WARNING, Finding, Place, list_dims
 from invdyn.doctor.sample import Sample
 from invdyn.transitions.filters import FEW_VALUES, constant_columns
+from invdyn.transitions.rounding import ADVICE, Rounding
 
 NEAR_CONSTANT_STD = 1e-6
 """Standard deviation relative to the largest value below which a column holds rounding noise."""
@@ -112,12 +113,40 @@ def check_finite_values(sample: Sample) -> tuple[list[Finding], Bool[np.ndarray,
     return findings, clean
 
 
+def measure_rounding(sample: Sample) -> Rounding:
+    """Return how finely float32 will hold the states."""
+    before = sample.steps.state_row
+    step_std = (sample.state[before + 1] - sample.state[before]).std(axis=0)
+    return Rounding(np.sqrt(np.mean(sample.state**2, axis=0)), step_std)
+
+
+def check_rounding(sample: Sample, names: Names) -> list[Finding]:
+    """Find dimensions of the state whose motion is lost when they are stored as float32."""
+    rounding = measure_rounding(sample)
+    lossy = rounding.lossy
+    if not len(lossy):
+        return []
+    return [
+        Finding(
+            check="rounding",
+            severity=WARNING,
+            title=f"float32 is too coarse for {_count(len(lossy), 'state dimension')} of {sample.state.shape[1]}",
+            evidence=f"{names.of_states(lossy)}: stored as float32, s' - s is rounded {rounding.describe_worst()}: a "
+            "large offset, or a dimension that holds rounding noise only",
+            fix=ADVICE,
+            figures={"dims": lossy.tolist(), "share": rounding.share[lossy].tolist()},
+        )
+    ]
+
+
 def check_constant(sample: Sample, names: Names) -> list[Finding]:
-    """Find columns of state and action that never, or hardly ever, change."""
+    """Find columns of state and action that never, or hardly ever, change, but for what `check_rounding` finds."""
     findings = []
-    for kind, values, describe in (
-        ("state", sample.state, names.of_states),
-        ("action", sample.action, names.of_actions),
+    near_constant_states = near_constant_columns(sample.state)
+    near_constant_states[measure_rounding(sample).lossy] = False
+    for kind, values, near_constant, describe in (
+        ("state", sample.state, near_constant_states, names.of_states),
+        ("action", sample.action, near_constant_columns(sample.action), names.of_actions),
     ):
         for check, word, why, dims in (
             ("constant", "never changes", "one value in all rows looked at", constant_columns(values)),
@@ -125,7 +154,7 @@ def check_constant(sample: Sample, names: Names) -> list[Finding]:
                 "near_constant",
                 "hardly ever changes",
                 f"changes by rounding only, or holds one value in {NEAR_CONSTANT_SHARE:.1%} of the rows or more",
-                near_constant_columns(values),
+                near_constant,
             ),
         ):
             found = np.flatnonzero(dims)

@@ -6,12 +6,14 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import xxhash
 
 from invdyn.statistics import Moments, merge_moments
 from invdyn.transitions.dataset_config import DatasetConfig
 from invdyn.transitions.filters import ConstantDims, FiltersConfig, describe
 from invdyn.transitions.plan import SPLITS, ExtractionPlan
+from invdyn.transitions.rounding import ADVICE, Rounding
 from invdyn.transitions.scan import Scan
 from invdyn.transitions.store import CONSTANT_DIMS, SCHEMA_VERSION
 
@@ -68,8 +70,22 @@ def make_manifest(
         "config": extraction_config(config),
         "max_samples": max_samples,
         "recording": plan.sequences.attributes,
-        "warnings": list(plan.sequences.warnings),
+        "warnings": [*plan.sequences.warnings, *rounding_warnings(moments, plan, scan)],
         "skipped_files": plan.sequences.skipped,
         "sources": [source for record in records for source in record["sources"]],
         "statistics": moments.to_json(),
     }
+
+
+def rounding_warnings(moments: Moments, plan: ExtractionPlan, scan: Scan) -> list[str]:
+    """Return a line about the state dimensions, as recorded, that float32 holds too coarsely for their s' - s."""
+    recorded = scan.row_filter.state_dims
+    dims = np.arange(plan.sequences.state_dim) if recorded is None else recorded
+    state = slice(0, len(dims))
+    step = slice((plan.window.history + 1) * len(dims), (plan.window.history + 2) * len(dims))
+    rounding = Rounding(np.hypot(moments.mean[state], moments.std[state]), moments.std[step])
+    if not len(rounding.lossy):
+        return []
+    named = dims[rounding.lossy].tolist()
+    told = f"states are stored as float32, which rounds s' - s of state {named} {rounding.describe_worst()}"
+    return [f"{told}; {ADVICE}"]

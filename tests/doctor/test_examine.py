@@ -49,6 +49,11 @@ def plant_constant(states, actions):
     states[:] = [np.insert(state, 4, 1.0, axis=1) for state in states]
 
 
+def plant_offset(states, actions):
+    for state in states:
+        state[:, 2] += 3e5
+
+
 def plant_standstill(states, actions):
     states[:] = [np.full_like(state, 0.1) for state in states]
 
@@ -83,6 +88,7 @@ def plant_lag(states, actions):
         (plant_nan, {("finite", ERROR)}),
         (plant_stale, {("stale", WARNING)}),
         (plant_constant, {("constant", WARNING)}),
+        (plant_offset, {("rounding", WARNING)}),
         (plant_standstill, {("constant", WARNING), ("stale", WARNING)}),
         (plant_saturation, {("saturated", WARNING)}),
         (plant_leak, {("leak_current", ERROR)}),
