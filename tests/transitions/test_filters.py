@@ -93,7 +93,11 @@ def test_jumps(tmp_path: Path) -> None:
     assert store.manifest["filters"]["typical_step"] > 0
 
 
-def test_every_row_that_spans_a_jump_is_dropped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("block_rows", [1, 4, 5, 6, 7, 1000])
+def test_every_row_that_spans_a_jump_is_dropped(
+    tmp_path: Path, block_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 8 * 5 * block_rows)
     episodes = walk((12, 12, 12))
     episodes[1][0][6:] += 50.0  # the step 5 -> 6
     record(tmp_path, episodes)
