@@ -39,6 +39,7 @@ STATE_FILE = "trainer_state.pt"
 SAMPLING_FILE = "sampling.json"
 KEEP_LATEST = 2
 SELECTION_METRIC = "val_loss"
+STAGE = "stage"
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,9 @@ def save_checkpoint(
     trainer_state: dict[str, Any],
     metrics: dict[str, float],
 ) -> AnyPath:
-    """Write a checkpoint and remove older ones, keeping the latest two and the one with the lowest validation loss.
+    """Write a checkpoint and remove older ones, keeping the latest two and the best.
+
+    The best is the one with the lowest validation loss, of those of the last stage of training.
 
     Raises:
         DataError: when it cannot be written; earlier checkpoints are left as they were.
@@ -244,8 +247,10 @@ def read_metrics(folder: AnyPath) -> dict[str, float]:
 
 
 def _best(checkpoints: list[AnyPath]) -> AnyPath:
+    metrics = [read_metrics(path) for path in checkpoints]
+    last_stage = max(each.get(STAGE, 0) for each in metrics)  # before it, parts of the model are not trained at all
+    scores = [each.get(SELECTION_METRIC) if each.get(STAGE, 0) == last_stage else None for each in metrics]
     # Without a validation split there is no such metric: then the latest.
-    scores = [read_metrics(path).get(SELECTION_METRIC) for path in checkpoints]
     scored = [(score, -i) for i, score in enumerate(scores) if score is not None and math.isfinite(score)]
     return checkpoints[-min(scored)[1]] if scored else checkpoints[-1]
 

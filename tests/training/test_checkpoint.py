@@ -83,6 +83,16 @@ def test_latest_two_and_the_best_are_kept(config: RunConfig) -> None:
     assert names(config) == ["step-000000006", "step-000000007"]
 
 
+def test_the_best_is_of_the_last_stage(config: RunConfig) -> None:
+    """A base alone may have a lower loss than the flow on top of it, which is not trained there at all."""
+    for step, (stage, loss) in enumerate([(0, 0.3), (0, 0.2), (1, 0.9), (1, 0.8), (1, 0.85), (1, 0.95)], start=1):
+        save(config, step, {"stage": stage, "val_loss": loss})
+        if step == 2:
+            assert find_checkpoint(config.run_dir).name == "step-000000002"
+    assert find_checkpoint(config.run_dir).name == "step-000000004"
+    assert names(config) == ["step-000000004", "step-000000005", "step-000000006"]
+
+
 def test_without_a_validation_loss_the_latest_counts(config: RunConfig) -> None:
     for step in (1, 2, 3):
         save(config, step)

@@ -68,7 +68,7 @@ def test_a_kill_while_resuming_loses_no_rows(config: RunConfig, monkeypatch: pyt
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "replace", killed)
+    monkeypatch.setattr("os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
         Tracker(config, resumed_step=5, echo=False)
     assert lines(config) == ["step,loss", "5,1"]
