@@ -156,17 +156,19 @@ def choose_resident(model: InverseDynamics, store: TransitionStore, config: RunC
 
 
 def choose_compiled(config: RunConfig, worker: Worker, total_steps: int) -> bool:
-    """Return whether the step is compiled: of one worker's long run with a compiler, unless the config decides."""
+    """Return whether the step is compiled: of one worker's long run with a compiler, unless the config decides.
+
+    Args:
+        config: the run, or the first of a population.
+        worker: this process.
+        total_steps: of the run, or of all runs of a population together.
+    """
     if config.compile is not None:
         return config.compile
     if found := list_checkpoints(config.run_dir):  # a continued run keeps its kind of step: others round otherwise
         return bool(RunConfig.load(found[-1]).compile)
-    return worker.world_size == 1 and compiling_pays(total_steps, worker.device)
-
-
-def compiling_pays(steps: int, device: torch.device) -> bool:
-    """Return whether so many steps are worth a compiled one, and it can be compiled."""
-    return steps >= COMPILE_PAYS_STEPS[device.type] and has_compiler(device)
+    pays = total_steps >= COMPILE_PAYS_STEPS[worker.device.type]
+    return worker.world_size == 1 and pays and has_compiler(worker.device)
 
 
 def make_trainer(model: InverseDynamics, config: RunConfig, worker: Worker, total_steps: int) -> Trainer:

@@ -29,7 +29,7 @@ from invdyn.training.checkpoint import list_checkpoints, read_metrics
 from invdyn.training.compiled import CompiledStep
 from invdyn.training.loop import (
     NOISE_STREAM,
-    compiling_pays,
+    choose_compiled,
     diverged,
     make_trainer,
     open_store,
@@ -154,6 +154,7 @@ def train_population(
     batches = _load_batches(models[0], store, configs, device)
     total_steps = batches.steps_per_epoch * config.training.num_epochs
     trainers = [make_trainer(*each, total_steps) for each in zip(models, configs, workers, strict=True)]
+    compiled = choose_compiled(config, workers[0], total_steps * len(configs))
     first_epoch = _restore(configs, trainers)
     validation = Validation.load(trainers[0].model, store, config, device)
     with ExitStack() as trackers:
@@ -163,10 +164,10 @@ def train_population(
             attempt = trackers.enter_context(attempting(own.run_dir, worker))
             tracker = Tracker(own, trainer.step, worker.echo, one_of_many=True, attempt=attempt)
             judge = replace(validation, seed=own.training.seed)
-            runs.append(_Run(Recorder(own.replace(resident=True), worker, trainer, judge, tracker, clock)))
+            own = own.replace(resident=True, compile=compiled)  # continued alone, it keeps its order and kind of step
+            runs.append(_Run(Recorder(own, worker, trainer, judge, tracker, clock)))
             trackers.callback(_close, runs[-1])
         with Watchdog(config.hang_timeout_s, attempt) as watchdog:
-            compiled = _compiled(config, device, total_steps * len(configs))
             _train(runs, batches, compiled, first_epoch, on_epoch, watchdog)
         return [_finish(run, store) for run in runs]
 
@@ -175,6 +176,7 @@ def _train_alone(config: RunConfig, worker: Worker) -> Metrics | InvdynError:
     try:
         return train_loop(config, worker)
     except TrainingDiverged as error:
+        worker.on_diverged(error)
         return error
 
 
@@ -217,10 +219,6 @@ def _restore(configs: Sequence[RunConfig], trainers: Sequence[Trainer]) -> int:
     return epochs[0]
 
 
-def _compiled(config: RunConfig, device: torch.device, steps: int) -> bool:
-    return config.compile if config.compile is not None else compiling_pays(steps, device)
-
-
 def _train(
     runs: Sequence[_Run],
     batches: PopulationBatches,
@@ -259,6 +257,7 @@ def _train_epoch(
         if run.error is None and not math.isfinite(loss):
             run.error = diverged(loss, run.recorder.config, run.recorder.trainer.step, epoch)
             run.recorder.tracker.console(str(run.error))
+            run.recorder.worker.on_diverged(run.error)
     return means
 
 

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from invdyn.errors import InvdynError
@@ -72,9 +73,9 @@ def run_or_note(
     except Superseded:
         raise  # the folders are another attempt's
     except InvdynError as error:
-        for trial in trials:
-            if not has_ended(as_path(trial.run.run_dir)):
-                write_whole(as_path(trial.run.run_dir) / ERROR_FILE, str(error))
+        for folder in [as_path(trial.run.run_dir) for trial in trials]:
+            if not has_ended(folder) and not (folder / ERROR_FILE).exists():  # one that diverged keeps its own
+                _note_error(folder, error)
 
 
 def run_trial(trial: Trial, step_counts: tuple[int, ...] | None, on_metrics: Report, job: str = "") -> Metrics:
@@ -119,6 +120,9 @@ def run_trials_at_once(
     """
     failed = [(as_path(trial.run.run_dir) / ERROR_FILE).exists() for trial in trials]
     live = list(trials) if all(failed) else [trial for trial, out in zip(trials, failed, strict=True) if not out]
+    if len(live) == 1:
+        run_trial(live[0], step_counts, on_metrics, job)
+        return
     folders = [as_path(trial.run.run_dir) for trial in live]
     ended = all(has_ended(folder) for folder in folders)
     last_epoch = live[0].run.training.num_epochs
@@ -133,18 +137,22 @@ def run_trials_at_once(
         (folder / CONFIG_FILE).write_text(trial.run.to_yaml(), encoding="utf-8")
     device = resolve_device(live[0].run.device)
     evaluations = [_evaluation(trial, step_counts, len(live)) for trial in live]
-    workers = [Worker(device, on_trained=evaluate, echo=False, job=job) for evaluate in evaluations]
+    workers = [
+        Worker(device, on_trained=evaluate, on_diverged=partial(_note_error, folder), echo=False, job=job)
+        for evaluate, folder in zip(evaluations, folders, strict=True)
+    ]
 
     def pass_on(rows: Sequence[Metrics]) -> None:
         if rows[0]["epoch"] < last_epoch:
             on_metrics(_best_of(rows))
 
     results = train_population([trial.run for trial in live], workers, on_epoch=pass_on)
-    for folder, result in zip(folders, results, strict=True):
-        if isinstance(result, InvdynError):
-            write_whole(folder / ERROR_FILE, str(result))
     if rows := [result for result in results if not isinstance(result, InvdynError)]:
         on_metrics(_best_of(rows))
+
+
+def _note_error(folder: AnyPath, error: InvdynError) -> None:
+    write_whole(folder / ERROR_FILE, str(error))
 
 
 def _evaluation(

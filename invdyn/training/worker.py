@@ -35,6 +35,7 @@ class Worker:
         agree: called by all workers at the same points, with the error of this one; raises the first error on all.
         on_metrics: called on rank 0 with each row of metrics; may raise to stop the run.
         on_trained: called on rank 0 with the finished model; what it returns goes to the run's W&B summary.
+        on_diverged: called with the error of a run of a population, at once: the others go on.
         echo: print console lines.
         hosts: names of the nodes of all workers, by rank.
         job: names the command that they belong to.
@@ -49,6 +50,7 @@ class Worker:
     agree: Callable[[InvdynError | None], None] = raise_own
     on_metrics: Callable[[Metrics], None] = lambda metrics: None
     on_trained: Callable[[InverseDynamics], Metrics] = lambda model: {}
+    on_diverged: Callable[[InvdynError], None] = lambda error: None
     echo: bool = True
     hosts: tuple[str, ...] = ()
     job: str = ""

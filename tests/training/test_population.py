@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from invdyn.errors import ConfigError, TrainingDiverged
-from invdyn.training import population
+from invdyn.training import loop, population
 from invdyn.training.checkpoint import list_checkpoints, load_checkpoint, load_model, load_trainer_state
 from invdyn.training.loop import train_loop
 from invdyn.training.population import population_key, train_population
@@ -150,6 +150,19 @@ def test_a_resumed_population_equals_an_uninterrupted_one(store: TransitionStore
     train(configs)
     for config in configs:
         assert_same_run(Path(config.run_dir), tmp_path / "whole" / Path(config.run_dir).name)
+
+
+@compiles
+def test_runs_keep_the_kind_of_step_of_their_population(
+    store: TransitionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many of them are continued: compiling pays for all together, for none by itself."""
+    steps = store.num_rows("train") // 64
+    monkeypatch.setitem(loop.COMPILE_PAYS_STEPS, "cpu", 3 * steps)
+    configs = members(store, tmp_path, num_epochs=1, compile=None)
+    train(configs)
+    assert all(loop.choose_compiled(config, CPU, steps) for config in configs)
+    assert not loop.choose_compiled(configs[0].replace(run_dir=str(tmp_path / "new")), CPU, steps)
 
 
 def test_a_run_that_diverges_ends_alone(store: TransitionStore, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import jaxtyping
 import pytest
 
+from invdyn.training.checkpoint import list_checkpoints
 from invdyn.training.trials import Trial, group_trials, run_trials_at_once
 from invdyn.training.tuning import SweepRow, run_sweep
 from invdyn.training.worker import Metrics
@@ -71,14 +72,18 @@ def test_on_ray(store: TransitionStore, tmp_path: Path, ray_session: None) -> No
     assert_same_sweep(rows, local)
 
 
-def test_the_best_network_is_reported_and_a_killed_population_goes_on(store: TransitionStore, tmp_path: Path) -> None:
-    sweep = make_sweep({RATE: [GOOD / 100, GOOD, DIVERGING]}, num_epochs=4)
+@pytest.mark.parametrize("healthy", [[GOOD / 100, GOOD], [GOOD]], ids=["two are left", "one is left"])
+def test_the_best_network_is_reported_and_a_killed_population_goes_on(
+    store: TransitionStore, tmp_path: Path, healthy: list[float]
+) -> None:
+    """One of it has diverged before the kill, and has no checkpoint."""
+    sweep = make_sweep({RATE: [*healthy, DIVERGING]}, num_epochs=4)
     whole, killed = (make_trials(sweep, store, tmp_path / name) for name in ("whole", "killed"))
     expected: list[Metrics] = []
     run_trials_at_once(whole, (2,), expected.append)
     assert [row["epoch"] for row in expected] == [1, 2, 3, 4]
-    assert expected[-1]["val_nrmse"] == min(quality(trial) for trial in whole[:2])
-    assert "must stay finite" in (Path(whole[2].run.run_dir) / "error.txt").read_text()
+    assert expected[-1]["val_nrmse"] == min(quality(trial) for trial in whole[:-1])
+    assert "must stay finite" in (Path(whole[-1].run.run_dir) / "error.txt").read_text()
 
     class Killed(BaseException):
         pass
@@ -89,12 +94,14 @@ def test_the_best_network_is_reported_and_a_killed_population_goes_on(store: Tra
 
     with pytest.raises(Killed):
         run_trials_at_once(killed, (2,), kill)
-    (Path(killed[2].run.run_dir) / "error.txt").write_text("it had diverged")
+    assert "must stay finite" in (Path(killed[-1].run.run_dir) / "error.txt").read_text()
     seen: list[Metrics] = []
     run_trials_at_once(killed, (2,), seen.append)
-    assert [row["val_nrmse"] for row in seen] == [row["val_nrmse"] for row in expected]
+    # One that is left is trained alone, which rounds otherwise.
+    assert [row["val_nrmse"] for row in seen] == pytest.approx([row["val_nrmse"] for row in expected], rel=1e-3)
     log = (Path(killed[0].run.run_dir) / "train.log").read_text()
-    assert "epoch 3/4" in log
+    assert f"continued on 1 worker(s) from step {2 * (store.num_rows('train') // 64)}" in log
+    assert not list_checkpoints(killed[-1].run.run_dir)
     seen.clear()
     run_trials_at_once(killed, (2,), seen.append)
     assert [row["epoch"] for row in seen] == [1, 2, 3, 4]
