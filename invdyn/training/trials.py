@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -176,8 +177,13 @@ def _evaluation(
     return evaluate
 
 
+def best_first(error: float | None) -> tuple[bool, float]:
+    """Return what to sort errors by: the lowest first, those that are missing or not finite last."""
+    return (False, error) if error is not None and math.isfinite(error) else (True, 0.0)
+
+
 def _best_of(rows: Sequence[Metrics]) -> Metrics:
-    return min(rows, key=lambda row: row[METRIC])
+    return min(rows, key=lambda row: best_first(row.get(METRIC)))
 
 
 def _common_rows(reported: Sequence[list[Metrics]]) -> list[Metrics]:

@@ -28,6 +28,7 @@ from invdyn.training.trials import (
     QUALITY_FILE,
     STOPPED_FILE,
     Trial,
+    best_first,
     group_trials,
     has_ended,
     reported_metrics,
@@ -163,7 +164,7 @@ def trial_resources(sweep: SweepConfig, devices: Iterable[str]) -> dict[str, flo
 def collect_rows(trials: list[Trial]) -> list[SweepRow]:
     """Read what the trials left on disk; finished ones first, the best of them first."""
     rows = [row for trial in trials for row in _rows_of(trial)]
-    return sorted(rows, key=lambda r: (r.status != FINISHED, r.val_nrmse is None, r.val_nrmse, r.num_inference_steps))
+    return sorted(rows, key=lambda row: (row.status != FINISHED, best_first(row.val_nrmse), row.num_inference_steps))
 
 
 def write_results(path: AnyPath, rows: list[SweepRow]) -> None:

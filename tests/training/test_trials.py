@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import jaxtyping
 import pytest
 
 from invdyn.training.checkpoint import list_checkpoints
-from invdyn.training.trials import Trial, group_trials, run_trials_at_once
-from invdyn.training.tuning import SweepRow, run_sweep
+from invdyn.training.trials import Trial, best_first, group_trials, run_trials_at_once
+from invdyn.training.tuning import SweepRow, collect_rows, run_sweep
 from invdyn.training.worker import Metrics
 from invdyn.transitions.store import TransitionStore
+from tests.training.runs import run_config
 from tests.training.test_tuning import DIVERGING, GOOD, RATE, make_sweep, make_trials
 
+REGRESSION = {"_target_": "invdyn.models.MLPRegression", "name": "mlp", "down_dims": [8]}
 SPACE = {"down_dims": [[8], [8, 8]], RATE: [GOOD, GOOD / 3, DIVERGING], "num_inference_steps": [1, 2]}
 
 
@@ -105,6 +108,23 @@ def test_the_best_network_is_reported_and_a_killed_population_goes_on(
     seen.clear()
     run_trials_at_once(killed, (2,), seen.append)
     assert [row["epoch"] for row in seen] == [1, 2, 3, 4]
+
+
+def test_errors_that_are_no_numbers_come_last(store: TransitionStore, tmp_path: Path) -> None:
+    """The only step of an epoch ends a network whose loss before it was finite."""
+    errors = [math.nan, 0.2, None, 0.1, math.inf, math.nan, 0.3]
+    assert sorted(errors, key=best_first)[:3] == [0.1, 0.2, 0.3]
+    one_step = {"batch_size": store.num_rows("train"), "num_epochs": 1}
+    trials = [
+        Trial({RATE: rate}, run_config(store, tmp_path / str(rate), REGRESSION, learning_rate=rate, **one_step))
+        for rate in (DIVERGING, GOOD)
+    ]
+    seen: list[Metrics] = []
+    run_trials_at_once(trials, None, seen.append)
+    rows = collect_rows(trials)
+    assert [(row.status, row.settings[RATE]) for row in rows] == [("finished", GOOD), ("finished", DIVERGING)]
+    assert rows[0].val_nrmse == pytest.approx(seen[-1]["val_nrmse"])
+    assert math.isnan(rows[1].val_nrmse or 0.0)
 
 
 def quality(trial: Trial) -> float:
