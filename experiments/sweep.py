@@ -30,6 +30,7 @@ from invdyn.evaluation.plots import plot_quality_against_cost
 from invdyn.models.registry import ModelConfig, load_model_config
 from invdyn.progress import Progress
 from invdyn.training.run_config import HANG_TIMEOUT_S, RunConfig, TrackingConfig, resolve_device
+from invdyn.training.student import check_student
 from invdyn.training.sweep_config import (
     STEPS_KEY,
     SWEEP_FILE,
@@ -190,7 +191,11 @@ def make_trials(
     folder: AnyPath,
     args: argparse.Namespace,
 ) -> list[Trial]:
-    """Return the runs that train the networks."""
+    """Return the runs that train the networks.
+
+    Raises:
+        ConfigError: when one of them cannot train its student.
+    """
     trials = []
     for index, (settings, model) in enumerate(networks):
         name = trial_name(index, settings)
@@ -205,6 +210,7 @@ def make_trials(
             checkpoints=2,
             tracking=TrackingConfig(mode=args.wandb, group=folder.name, name=name),
         )
+        check_student(run)
         trials.append(Trial(settings, run))
     return trials
 

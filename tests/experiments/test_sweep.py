@@ -210,6 +210,7 @@ BAD = {
     "no_dataset.yaml": {"dataset_config": "absent.yaml"},
     "not_recorded.yaml": {"dataset_config": "nothing_there.yaml"},
     "no_validation.yaml": {"dataset_config": "no_val.yaml"},
+    "student_of_mlp.yaml": {"model_config": "mlp.yaml", "space": {"training.student_steps": [2]}},
     "steps_of_mlp.yaml": {"model_config": "mlp.yaml", "space": {"num_inference_steps": [1, 2]}},
 }
 
@@ -228,6 +229,7 @@ BAD = {
         (["--config", "no_dataset.yaml"], "config file not found: absent.yaml"),
         (["--config", "not_recorded.yaml"], "dataset not found: "),
         (["--config", "no_validation.yaml"], "a sweep needs validation rows"),
+        (["--config", "student_of_mlp.yaml"], "training.student_steps needs a flow, got invdyn.models.MLPRegression"),
         (["--config", "steps_of_mlp.yaml"], "space: unknown key 'num_inference_steps'"),
         (["--config", "good.yaml", "--set", "num_epochs=0"], "num_epochs: Input should be greater than 0"),
         (["--config", "good.yaml", "--set", "num_epochs"], "--set takes key.path=value"),
