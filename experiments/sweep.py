@@ -32,6 +32,7 @@ from invdyn.progress import Progress
 from invdyn.training.run_config import HANG_TIMEOUT_S, RunConfig, TrackingConfig, resolve_device
 from invdyn.training.student import check_student
 from invdyn.training.sweep_config import (
+    EPOCHS_KEY,
     STEPS_KEY,
     SWEEP_FILE,
     SweepConfig,
@@ -129,13 +130,20 @@ def open_sweep(args: argparse.Namespace) -> tuple[AnyPath, SweepConfig, DatasetC
     if args.storage:
         sweep = sweep.replace(storage=args.storage)
     if args.smoke:
-        sweep = sweep.replace(num_trials=SMOKE_TRIALS, num_epochs=SMOKE_EPOCHS)
+        sweep = shortened(sweep)
     dataset = load_dataset_config(find(sweep.dataset_config), sweep.storage)
     default = dataset.below_storage(f"runs/sweeps/{sweep.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     folder = as_path(storage.absolute(args.output or default))
     if folder.exists() and (not folder.is_dir() or any(True for _ in folder.iterdir())):
         raise ConfigError(f"sweep folder exists already: {folder}; continue it with --resume or give another --output")
     return folder, sweep, dataset
+
+
+def shortened(sweep: SweepConfig) -> SweepConfig:
+    """Return the sweep with few networks and epochs, whatever epochs its space holds."""
+    space = {key: values for key, values in sweep.space.items() if key != EPOCHS_KEY}
+    epochs = {"space": space, "num_epochs": SMOKE_EPOCHS} if space else {"space": {EPOCHS_KEY: [SMOKE_EPOCHS]}}
+    return sweep.replace(num_trials=SMOKE_TRIALS, **epochs)
 
 
 def plan_trials(sweep: SweepConfig, devices: list[str], num_workers: int | None) -> str:

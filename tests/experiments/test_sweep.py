@@ -138,6 +138,16 @@ def test_smoke_from_an_empty_folder(
     assert len(results(folder)) == 2 * len(default["space"]["num_inference_steps"])
 
 
+@pytest.mark.parametrize(("others", "networks"), [({}, 1), ({"down_dims": [[4], [8]]}, 2)])
+def test_smoke_replaces_the_epochs_of_the_space(
+    main: RunHere, recorded: Path, tmp_path: Path, others: dict[str, Any], networks: int
+) -> None:
+    space = {"training.num_epochs": [50, 100], **others}
+    write(tmp_path / "epochs.yaml", with_paths(recorded, space=space, num_epochs=None))
+    assert main("--config", "epochs.yaml", "--local", "--smoke", "--output", "out") == 0
+    assert [row["epochs"] for row in results(tmp_path / "out")] == ["2"] * networks
+
+
 def test_killed_then_resumed_equals_an_uninterrupted_sweep(
     main: RunHere, repository: Path, recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
