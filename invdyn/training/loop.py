@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -235,8 +236,10 @@ def _run_epoch(
     share = Share(config.training.batch_size, worker.rank, worker.world_size)
     generator = epoch_generator(config.training.seed, epoch, NOISE_STREAM, worker.device)
     losses: list[float] = []
+    steps: list[int] = []
     queued: Tensor | None = None
     for rows in batches.epoch(epoch):
+        steps.append(len(rows[0]))
         drawn = trainer.model.draw_noise(len(rows[0]) * share.batch_size, generator, worker.device)
         loss = worker.mean(trainer.train_chunk(rows, tuple(share.of(noise) for noise in drawn)).mean())
         # Reading a loss waits for the device: one chunk late, so that it has the next one to work on.
@@ -252,7 +255,7 @@ def _run_epoch(
             )
     assert queued is not None, "an epoch has at least one batch"
     losses.append(_finite(float(queued), config, trainer.step, epoch))
-    return sum(losses) / len(losses)
+    return float(np.average(losses, weights=steps))
 
 
 def _finite(loss: float, config: RunConfig, step: int, epoch: int) -> float:

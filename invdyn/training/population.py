@@ -247,12 +247,13 @@ def _train_epoch(
     """Train one epoch and return each run's mean loss; a run whose loss is not finite gets its error."""
     device = runs[0].recorder.worker.device
     generators = [epoch_generator(seed, epoch, NOISE_STREAM, device) for seed in batches.seeds]
-    losses = []
+    losses, steps = [], []
     for rows in batches.epoch(epoch):
+        steps.append(len(rows[0]))
         noise = trainer.draw_noise(generators, len(rows[0]), batches.batch_size)
         losses.append(trainer.train_chunk(rows, noise).mean(dim=0))
         watchdog.beat(runs[0].recorder.trainer.step)
-    means: list[float] = torch.stack(losses).mean(dim=0).tolist()
+    means: list[float] = np.average(torch.stack(losses).cpu(), axis=0, weights=steps).tolist()
     for run, loss in zip(runs, means, strict=True):
         if run.error is None and not math.isfinite(loss):
             run.error = diverged(loss, run.recorder.config, run.recorder.trainer.step, epoch)

@@ -85,11 +85,12 @@ def assert_equal_to_rounding(found: Path, expected: Path) -> None:
     ("model", "values"),
     [
         (MLP, {}),
+        (MLP, {"batch_size": 25, "num_epochs": 2}),
         (TWO_STAGES, {"base_fraction": 0.4}),
         (UNET, {"max_grad_norm": 0.5}),
         pytest.param(MLP, {"compile": True}, marks=[compiles]),
     ],
-    ids=["mlp", "two stages", "unet", "compiled"],
+    ids=["mlp", "two chunks an epoch", "two stages", "unet", "compiled"],
 )
 def test_each_run_equals_the_one_trained_alone(
     store: TransitionStore, tmp_path: Path, model: dict[str, Any], values: dict[str, Any]
