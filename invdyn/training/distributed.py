@@ -27,12 +27,12 @@ from invdyn.training.batches import Share, count_steps
 from invdyn.training.faults import FaultNotes
 from invdyn.training.followed_log import FollowedLog
 from invdyn.training.loop import open_store, train_loop
-from invdyn.training.run_config import CONFIG_FILE, RunConfig, resolve_device
+from invdyn.training.run_config import RunConfig, resolve_device
 from invdyn.training.student import check_student
 from invdyn.training.tracking import CONSOLE_LOG
 from invdyn.training.worker import Metrics, Worker, stopping_together
 from invdyn.transitions.store import MANIFEST
-from invdyn.url_path import AnyPath, as_path, write_whole
+from invdyn.url_path import AnyPath, as_path
 
 MAX_RESTARTS = 1000
 """All together, for workers that are lost before they begin; see `FaultNotes`."""
@@ -71,13 +71,13 @@ def train(config: RunConfig, *, local: bool = False, resume: bool = False) -> Me
     if not resume:
         check_new_folder(as_path(config.run_dir))
     if local:
-        write_config(config)
+        config.save()
         # Nobody would restart it, and a breakpoint takes as long as it takes.
         return train_loop(config.replace(hang_timeout_s=0), Worker(resolve_device(config.device)))
     use_gpu = choose_gpu(config.device, cluster_resources(), fewest_workers(config))
     manifest = storage.join(config.dataset_path, MANIFEST)
     with shared_files(config.run_dir, [manifest], {"GPU" if use_gpu else "CPU": 1}) as files:
-        write_config(config)
+        config.save()
         return _train_on_ray(config, use_gpu, files)
 
 
@@ -128,20 +128,6 @@ def check_new_folder(folder: AnyPath) -> None:
         raise ConfigError(
             f"run folder exists already: {folder}; continue it with --resume {folder} or give another --run_dir"
         )
-
-
-def write_config(config: RunConfig) -> None:
-    """Write the config of a run into its folder, which is made where it is missing.
-
-    Raises:
-        ConfigError: when it cannot be written.
-    """
-    folder = as_path(config.run_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / CONFIG_FILE, config.to_yaml())
-    except OSError as error:
-        raise ConfigError(f"run folder cannot be written: {folder}: {error.strerror or error}") from None
 
 
 def cluster_resources() -> dict[str, float]:

@@ -20,7 +20,7 @@ from invdyn.models.recipe import TrainingRecipe
 from invdyn.models.registry import ModelConfig, parse_model_config
 from invdyn.transitions.filters import ConstantDims
 from invdyn.transitions.store import TransitionStore
-from invdyn.url_path import AnyPath, as_path
+from invdyn.url_path import AnyPath, as_path, write_whole
 
 CONFIG_FILE = "config.yaml"
 HANG_TIMEOUT_S = 600.0
@@ -148,6 +148,19 @@ class RunConfig(Config):
     def to_yaml(self) -> str:
         """Return `to_values` as YAML."""
         return yaml.safe_dump(self.to_values(), sort_keys=False)
+
+    def save(self) -> None:
+        """Write `config.yaml` into the run's folder, which is made where it is missing.
+
+        Raises:
+            ConfigError: when it cannot be written.
+        """
+        folder = as_path(self.run_dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / CONFIG_FILE, self.to_yaml())
+        except OSError as error:
+            raise ConfigError(f"run folder cannot be written: {folder}: {error.strerror or error}") from None
 
     @classmethod
     def load(cls, folder: str | AnyPath) -> RunConfig:

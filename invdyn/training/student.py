@@ -28,7 +28,7 @@ from invdyn.models.recipe import TrainingRecipe
 from invdyn.models.solvers import QUARTER_TURN
 from invdyn.training.batches import Rows, encode_rows, epoch_generator
 from invdyn.training.checkpoint import list_checkpoints, save_checkpoint
-from invdyn.training.run_config import CONFIG_FILE, RunConfig
+from invdyn.training.run_config import RunConfig
 from invdyn.training.sampling import settle_sampling
 from invdyn.training.trainer import average_decays, learning_rates
 from invdyn.training.validation import Validation
@@ -81,8 +81,7 @@ def train_student(
     student = match_ends(student, pairs, steps, config.training, ends, generator)
     model = config.model.replace(num_inference_steps=steps, solver="euler", name=f"{config.model.name}_{STUDENT}")
     own = config.replace(run_dir=str(folder), model=model)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).write_text(own.to_yaml(), encoding="utf-8")
+    own.save()
     student.num_inference_steps, student.solver = steps, "euler"
     save_checkpoint(folder, own, straight + ends, student.state_dict(), {}, validation.evaluate(student))
     settle_sampling(own, student, store)

@@ -17,7 +17,7 @@ from invdyn.training.attempt import Superseded
 from invdyn.training.checkpoint import list_checkpoints
 from invdyn.training.loop import train_loop
 from invdyn.training.population import population_key, train_population
-from invdyn.training.run_config import CONFIG_FILE, RunConfig, resolve_device
+from invdyn.training.run_config import RunConfig, resolve_device
 from invdyn.training.tracking import METRICS_CSV, read_rows
 from invdyn.training.worker import Metrics, Worker
 from invdyn.transitions.store import TransitionStore
@@ -60,6 +60,8 @@ def run_or_note(
 ) -> None:
     """Run trials; what the user can mend (a diverged loss, say) ends them, is noted, and costs no retries.
 
+    What cannot be noted either is raised.
+
     Args:
         trials: one, or several to train at once.
         step_counts: at which each is evaluated.
@@ -100,9 +102,8 @@ def run_trial(trial: Trial, step_counts: tuple[int, ...] | None, on_metrics: Rep
 
     for metrics in reported:
         pass_on(metrics)
-    folder.mkdir(parents=True, exist_ok=True)
+    run.save()
     (folder / ERROR_FILE).unlink(missing_ok=True)
-    (folder / CONFIG_FILE).write_text(run.to_yaml(), encoding="utf-8")
     worker = Worker(
         resolve_device(run.device), on_metrics=pass_on, on_trained=_evaluation(trial, step_counts), echo=False, job=job
     )
@@ -133,9 +134,8 @@ def run_trials_at_once(
     if ended:
         return
     for trial, folder in zip(live, folders, strict=True):
-        folder.mkdir(parents=True, exist_ok=True)
+        trial.run.save()
         (folder / ERROR_FILE).unlink(missing_ok=True)
-        (folder / CONFIG_FILE).write_text(trial.run.to_yaml(), encoding="utf-8")
     device = resolve_device(live[0].run.device)
     evaluations = [_evaluation(trial, step_counts, len(live)) for trial in live]
     workers = [
@@ -153,7 +153,10 @@ def run_trials_at_once(
 
 
 def _note_error(folder: AnyPath, error: InvdynError) -> None:
-    write_whole(folder / ERROR_FILE, str(error))
+    try:
+        write_whole(folder / ERROR_FILE, str(error))
+    except OSError:
+        raise error from None
 
 
 def _evaluation(

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from invdyn.errors import ConfigError, DataError
 from invdyn.training import distributed
 from invdyn.training.checkpoint import list_checkpoints
-from invdyn.training.distributed import check_new_folder, check_run, choose_gpu, train, write_config
+from invdyn.training.distributed import check_new_folder, check_run, choose_gpu, train
 from invdyn.training.faults import WorkersLost
 from invdyn.training.followed_log import INTERVAL_S, FollowedLog
 from invdyn.transitions.store import TransitionStore
@@ -229,14 +229,14 @@ def test_run_folder_that_exists(store: TransitionStore, tmp_path: Path) -> None:
     config = run_config(store, tmp_path / "run")
     (tmp_path / "run").mkdir()
     check_new_folder(tmp_path / "run")  # an empty folder will do
-    write_config(config)
+    config.save()
     before = (tmp_path / "run/config.yaml").read_bytes()
     with pytest.raises(
         ConfigError, match=r"run folder exists already: .*/run; continue it with --resume .*/run or give"
     ):
         train(config, local=True)
     assert (tmp_path / "run/config.yaml").read_bytes() == before
-    write_config(config.replace(num_workers=2))
+    config.replace(num_workers=2).save()
     assert (tmp_path / "run/config.yaml").read_bytes() != before
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
 

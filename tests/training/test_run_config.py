@@ -14,8 +14,8 @@ from tests.training.runs import run_config
 
 def test_yaml_round_trip(store: TransitionStore, tmp_path: Path) -> None:
     config = run_config(store, tmp_path / "run", num_epochs=7, resident=False, tracking={"group": "sweep"})
-    (tmp_path / "config.yaml").write_text(config.to_yaml())
-    loaded = RunConfig.load(tmp_path)
+    config.save()
+    loaded = RunConfig.load(tmp_path / "run")
     assert loaded == config
     assert (loaded.training.num_epochs, loaded.resident, loaded.tracking.group) == (7, False, "sweep")
     assert type(loaded.model) is type(config.model)

@@ -173,6 +173,14 @@ def test_none_finished(store: TransitionStore, tmp_path: Path) -> None:
     assert not (tmp_path / "best").exists()
 
 
+@pytest.mark.parametrize("population", [1, 2])
+def test_a_folder_that_cannot_be_written(store: TransitionStore, tmp_path: Path, population: int) -> None:
+    sweep = make_sweep({RATE: [GOOD, POOR]}, population=population)
+    (tmp_path / "trials").write_text("in the way")
+    with pytest.raises(ConfigError, match=r"run folder cannot be written: .*: Not a directory"):
+        run_sweep(sweep, make_trials(sweep, store, tmp_path), tmp_path, local=True)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_a_device_that_is_not_there(store: TransitionStore, tmp_path: Path) -> None:
     sweep = make_sweep()
