@@ -28,7 +28,6 @@ from invdyn.errors import ConfigError, DataError
 from invdyn.models.base import InverseDynamics
 from invdyn.models.constant_dims import WithConstantDims
 from invdyn.models.flow import FlowInverseDynamics, SamplingSetting
-from invdyn.models.registry import build_model
 from invdyn.training.run_config import CONFIG_FILE, RunConfig, resolve_device
 from invdyn.url_path import AnyPath, UrlPath, as_path, remove_folder, replacing_folder, write_whole
 
@@ -110,7 +109,7 @@ def load_checkpoint(path: str | AnyPath, device: str | None = "cpu") -> Checkpoi
     """
     folder = find_checkpoint(path)
     config = RunConfig.load(folder)
-    model = build_model(config.model, config.state_dim, config.action_dim, config.history, config.horizon)
+    model = config.build_model()
     try:
         model.load_state_dict(load((folder / WEIGHTS_FILE).read_bytes()))
     except (OSError, SafetensorError, RuntimeError) as error:

@@ -21,7 +21,6 @@ from torch import Tensor
 from invdyn import storage
 from invdyn.arrow_storage import for_ray
 from invdyn.errors import ConfigError, DataError, InvdynError, StorageError, TrainingDiverged
-from invdyn.models.registry import build_model
 from invdyn.nodes import SharedFiles, shared_files
 from invdyn.training.batches import Share, count_steps
 from invdyn.training.faults import FaultNotes
@@ -102,7 +101,7 @@ def check_run(config: RunConfig, local: bool) -> None:
         storage.check_shared("the dataset", config.dataset_path)
         storage.check_shared("run_dir", config.run_dir)
     store = open_store(config)
-    model = build_model(config.model, config.state_dim, config.action_dim, config.history, config.horizon)
+    model = config.build_model()
     check_student(config)
     if model.trainable:
         Share(config.training.batch_size, 0, config.num_workers)

@@ -12,7 +12,6 @@ from invdyn.errors import DataError, TrainingDiverged
 from invdyn.models.base import InverseDynamics
 from invdyn.models.fitted import FittedModel
 from invdyn.models.flow import FlowInverseDynamics
-from invdyn.models.registry import build_model
 from invdyn.training.attempt import Attempt, attempting
 from invdyn.training.batches import (
     Batches,
@@ -61,7 +60,7 @@ def train_loop(config: RunConfig, worker: Worker) -> Metrics:
     if worker.device.type == "cpu":
         torch.set_num_threads(config.cpu_threads)
     torch.manual_seed(config.training.seed)
-    model = build_model(config.model, config.state_dim, config.action_dim, config.history, config.horizon)
+    model = config.build_model()
     with stopping_together(worker):
         model.fit_normalization(store.moments)
         model.to(worker.device)

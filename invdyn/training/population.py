@@ -22,7 +22,6 @@ from torch import Tensor
 
 from invdyn.errors import ConfigError, InvdynError, TrainingDiverged
 from invdyn.models.base import InverseDynamics, Noise
-from invdyn.models.registry import build_model
 from invdyn.training.attempt import attempting
 from invdyn.training.batches import PopulationBatches, Rows, epoch_generator, fits_in_memory, load_rows
 from invdyn.training.checkpoint import list_checkpoints, read_metrics
@@ -192,7 +191,7 @@ def _check(configs: Sequence[RunConfig]) -> None:
 
 def _make_model(config: RunConfig, store: TransitionStore, device: torch.device) -> InverseDynamics:
     torch.manual_seed(config.training.seed)
-    model = build_model(config.model, config.state_dim, config.action_dim, config.history, config.horizon)
+    model = config.build_model()
     model.fit_normalization(store.moments)
     return model.to(device)
 

@@ -16,8 +16,9 @@ from pydantic import Field, SerializeAsAny, field_validator
 from invdyn import storage
 from invdyn.config import Config, read_yaml, validate
 from invdyn.errors import ConfigError
+from invdyn.models.base import InverseDynamics
 from invdyn.models.recipe import TrainingRecipe
-from invdyn.models.registry import ModelConfig, parse_model_config
+from invdyn.models.registry import ModelConfig, build_model, parse_model_config
 from invdyn.transitions.filters import ConstantDims
 from invdyn.transitions.store import TransitionStore
 from invdyn.url_path import AnyPath, as_path, write_whole
@@ -109,6 +110,10 @@ class RunConfig(Config):
     @classmethod
     def _parse_model(cls, value: Any) -> Any:
         return value if isinstance(value, ModelConfig) else parse_model_config(value, where="model")
+
+    def build_model(self) -> InverseDynamics:
+        """Build the model for the dimensions of the dataset; seed torch first for the same weights again."""
+        return build_model(self.model, self.state_dim, self.action_dim, self.history, self.horizon)
 
     @classmethod
     def for_dataset(cls, store: TransitionStore, run_dir: str | AnyPath, **values: Any) -> RunConfig:
