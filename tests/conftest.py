@@ -28,12 +28,12 @@ os.environ.update(
 )
 os.environ.pop("RAY_ADDRESS", None)
 
+import jaxtyping
 import pytest
 from hypothesis import settings
-from jaxtyping import install_import_hook
 
 # Parts whose array shapes are annotated: in the tests every call checks them. Must come before they are imported.
-install_import_hook(["invdyn.statistics", "invdyn.models"], "beartype.beartype")
+jaxtyping.install_import_hook(["invdyn.statistics", "invdyn.models"], "beartype.beartype")
 
 # A shell that starts the tests in the background ignores Ctrl-C, and so would every command that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -63,6 +63,19 @@ def _single_threaded_torch() -> None:
     """Keep torch, where a test module has imported it, from fighting itself over shared cores."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
+
+
+@pytest.fixture
+def without_shape_checks() -> Iterator[None]:
+    """Check no shapes in this test: that breaks graphs, cannot be exported, and knows no batched tensors.
+
+    Graphs that torch has made meanwhile are dropped for the tests after it.
+    """
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+    if torch := sys.modules.get("torch"):
+        torch._dynamo.reset()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 
@@ -58,7 +57,9 @@ def test_training(run: Any, short_rounds: None) -> None:
     assert all(row["samples/s of CPU"] > 0 for row in rows.values())
 
 
-def test_a_population_counts_the_rows_of_all_its_models(load: Load, pendulum: TransitionStore) -> None:
+def test_a_population_counts_the_rows_of_all_its_models(
+    load: Load, pendulum: TransitionStore, without_shape_checks: None
+) -> None:
     training = load("training")
     device = torch.device("cpu")
     alone, both = (
@@ -66,9 +67,7 @@ def test_a_population_counts_the_rows_of_all_its_models(load: Load, pendulum: Tr
     )
     assert both.samples == 2 * alone.samples == 4 * 64 * 64 * 2  # a chunk in each of two stages
     assert both.parameters == alone.parameters
-    jaxtyping.config.update("jaxtyping_disable", True)  # the shape checks know no batched tensors
     alone.run()
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_sampling(run: Any, short_rounds: None) -> None:

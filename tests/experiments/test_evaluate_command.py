@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +14,9 @@ from invdyn.models.mlp_regression import MLPRegression
 from invdyn.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
 from invdyn.training.loop import train_loop
 from invdyn.transitions.store import TransitionStore
+from tests.experiments.conftest import RunHere
 from tests.training.runs import CPU, FLOW, dataset_config, make_dataset, run_config
 
-RunHere = Callable[..., int]
 TRAINING = "training the MLP baseline: 2 epochs"
 
 
@@ -34,20 +32,8 @@ def run_dir(store: TransitionStore, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def main(repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_cwd: Path) -> RunHere:
-    """Run the command in this process; return its exit code."""
-    monkeypatch.syspath_prepend(str(repository / "experiments"))
-    script, common = importlib.import_module("evaluate"), importlib.import_module("common")
-
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", "--smoke", "--device", "cpu", *map(str, arguments)])
-        try:
-            common.run_command(script.main)
-        except SystemExit as stopped:
-            return int(stopped.code or 0)
-        return 0
-
-    return run
+def main(command: Callable[..., RunHere]) -> RunHere:
+    return command("evaluate", "--smoke", "--device", "cpu")
 
 
 def baseline(run_dir: Path, store: TransitionStore) -> Checkpoint:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import jaxtyping
 import pytest
 import torch
 
 from invdyn.training.checkpoint import load_model
 from invdyn.training.loop import train_loop
+from tests.experiments.conftest import RunHere
 from tests.training.runs import CPU, make_dataset, run_config
-
-RunHere = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
@@ -26,23 +22,8 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def main(repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_cwd: Path) -> Iterator[RunHere]:
-    """Run the command in this process and an empty folder; return its exit code."""
-    monkeypatch.syspath_prepend(str(repository / "experiments"))
-    script, common = importlib.import_module("export"), importlib.import_module("common")
-    jaxtyping.config.update("jaxtyping_disable", True)  # the shape checks of the test session cannot be exported
-
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["export.py", *map(str, arguments)])
-        try:
-            common.run_command(script.main)
-        except SystemExit as stopped:
-            return int(stopped.code or 0)
-        return 0
-
-    yield run
-    jaxtyping.config.update("jaxtyping_disable", False)
-    sys.modules.pop("export", None)
+def main(command: Callable[..., RunHere], without_shape_checks: None) -> RunHere:
+    return command("export")
 
 
 def test_export(main: RunHere, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

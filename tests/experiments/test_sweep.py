@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import os
 import signal
 import subprocess
@@ -18,9 +17,9 @@ import yaml
 from invdyn.training.checkpoint import list_checkpoints, load_checkpoint
 from invdyn.training.run_config import RunConfig
 from invdyn.transitions.store import TransitionStore
+from tests.experiments.conftest import RunHere
 from tests.training.runs import FLOW, RECIPE, dataset_config, make_dataset
 
-RunHere = Callable[..., int]
 SWEEP = {
     "name": "small",
     "dataset_config": "dataset.yaml",
@@ -55,20 +54,8 @@ def with_paths(folder: Path, **values: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def main(repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_cwd: Path) -> RunHere:
-    """Run the command in this process and an empty folder; return its exit code."""
-    monkeypatch.syspath_prepend(str(repository / "experiments"))
-    script, common = importlib.import_module("sweep"), importlib.import_module("common")
-
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["sweep.py", "--wandb", "disabled", *map(str, arguments)])
-        try:
-            common.run_command(script.main)
-        except SystemExit as stopped:
-            return int(stopped.code or 0)
-        return 0
-
-    return run
+def main(command: Callable[..., RunHere]) -> RunHere:
+    return command("sweep", "--wandb", "disabled")
 
 
 def start(repository: Path, cwd: Path, *arguments: object) -> subprocess.Popen[str]:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import subprocess
@@ -14,9 +13,8 @@ import yaml
 
 from invdyn.training.checkpoint import list_checkpoints
 from invdyn.training.run_config import RunConfig
+from tests.experiments.conftest import RunHere
 from tests.training.runs import FLOW, LINEAR, RECIPE, assert_same_run, dataset_config, make_dataset, read_metrics_csv
-
-RunHere = Callable[..., int]
 
 
 @pytest.fixture(scope="session")
@@ -32,20 +30,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def main(repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_cwd: Path) -> RunHere:
-    """Run the command in this process and an empty folder; return its exit code."""
-    monkeypatch.syspath_prepend(str(repository / "experiments"))
-    script, common = importlib.import_module("train"), importlib.import_module("common")
-
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["train.py", "--wandb", "disabled", *map(str, arguments)])
-        try:
-            common.run_command(script.main)
-        except SystemExit as stopped:
-            return int(stopped.code or 0)
-        return 0
-
-    return run
+def main(command: Callable[..., RunHere]) -> RunHere:
+    return command("train", "--wandb", "disabled")
 
 
 def flags(recorded: Path, run_dir: Path | str, model: str = "model.yaml") -> list[object]:

@@ -3,11 +3,9 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -22,6 +20,8 @@ from invdyn.training.run_config import RunConfig
 from invdyn.training.trainer import Trainer
 from invdyn.transitions.store import TransitionStore
 from tests.training.runs import CPU, FLOW, TWO_STAGES, assert_same_values, run_config
+
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
 
 CPU_DEVICE = torch.device("cpu")
 CONFIGS = Path(__file__).parents[2] / "configs/inverse_dynamics"
@@ -44,15 +44,6 @@ def compiler_is_there() -> bool:
 
 
 compiles = pytest.mark.skipif(not compiler_is_there(), reason="needs a C++ compiler")
-
-
-@pytest.fixture(autouse=True)
-def _without_shape_checks() -> Iterator[None]:
-    """The shape checks of the test session would break the graph; graphs are dropped for the tests of other modules."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-    torch._dynamo.reset()
 
 
 def make_trainer(config: RunConfig, store: TransitionStore, *, compiled: bool) -> Trainer:

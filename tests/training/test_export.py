@@ -6,10 +6,9 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -24,18 +23,11 @@ from invdyn.training import export
 from invdyn.training.export import describe_program, export_model
 from tests.training.test_compiled import compiles
 
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
 STATE_DIM, ACTION_DIM = 4, 1
 SIZES = [(5, 8), (1, 1), (1, 3), (7, 1), (300, 2)]
 Program = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _without_shape_checks() -> Iterator[None]:
-    """The shape checks of the test session cannot be exported."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-    torch._dynamo.reset()
 
 
 def fitted(model: InverseDynamics) -> InverseDynamics:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -33,13 +32,9 @@ U_NET_TOLERANCE = 2e-3  # of weights: one step moves them by up to 1e-2, and rou
 
 
 @pytest.fixture(autouse=True)
-def _plain_products() -> Iterator[None]:
-    """Products in full float32, and no shape checks inside graphs."""
-    jaxtyping.config.update("jaxtyping_disable", True)
+def _plain_products(without_shape_checks: None) -> None:
+    """Products in full float32."""
     torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-    torch._dynamo.reset()
 
 
 def trainer_of(config: RunConfig, store: TransitionStore, *, compiled: bool) -> Trainer:

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 
@@ -21,6 +19,8 @@ from invdyn.transitions.store import TransitionStore
 from tests.training.runs import CPU, FLOW, LINEAR, TWO_STAGES, assert_same_run, read_metrics_csv, run_config
 from tests.training.test_compiled import compiles
 
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
 MLP = {**FLOW, "down_dims": [8, 8]}
 UNET = {**MLP, "network": "unet", "prediction": "velocity", "down_dims": [4]}
 # Rounding of batched products, grown over the steps of a run.
@@ -30,15 +30,6 @@ MOMENT_TOLERANCE = 1e-3  # of Adam's moments, which are as large as gradients
 
 class Stopped(Exception):
     """What a test stops a population with."""
-
-
-@pytest.fixture(autouse=True)
-def _without_shape_checks() -> Iterator[None]:
-    """The shape checks of the test session know no batched tensors."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-    torch._dynamo.reset()
 
 
 def members(store: TransitionStore, folder: Path, model: dict[str, Any] = MLP, **values: Any) -> list[RunConfig]:

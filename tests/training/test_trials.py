@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
-import jaxtyping
 import pytest
 
 from invdyn.training.checkpoint import list_checkpoints
@@ -18,16 +16,10 @@ from invdyn.transitions.store import TransitionStore
 from tests.training.runs import run_config
 from tests.training.test_tuning import DIVERGING, GOOD, RATE, make_sweep, make_trials
 
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
 REGRESSION = {"_target_": "invdyn.models.MLPRegression", "name": "mlp", "down_dims": [8]}
 SPACE = {"down_dims": [[8], [8, 8]], RATE: [GOOD, GOOD / 3, DIVERGING], "num_inference_steps": [1, 2]}
-
-
-@pytest.fixture(autouse=True)
-def _without_shape_checks() -> Iterator[None]:
-    """The shape checks of the test session know no batched tensors."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def assert_same_sweep(found: list[SweepRow], expected: list[SweepRow]) -> None:
