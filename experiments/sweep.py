@@ -47,7 +47,6 @@ from invdyn.training.tuning import (
     RESULTS_CSV,
     TRIALS,
     SweepRow,
-    check_devices,
     run_sweep,
     save_sweep,
     trial_resources,
@@ -69,14 +68,15 @@ def main() -> None:
     folder, sweep, dataset = open_sweep(args)
     networks = make_networks(sweep, args.device)
     devices = [model.device or "auto" for _, model in networks]
-    if not args.local:
+    if args.local:
+        here = " and ".join(sorted({str(resolve_device(device)) for device in devices}))
+    else:
         connect(args, lambda _: plan_trials(sweep, devices, args.num_workers))
-    check_devices(devices, local=args.local)
     store = open_dataset(dataset, args)
     trials = make_trials(sweep, networks, store, folder, args)
     if args.local:
         # Nothing is started: it is said when all that can be checked is.
-        connect(args, device=" and ".join(sorted({str(resolve_device(device)) for device in devices})))
+        connect(args, device=here)
     save_sweep(folder, sweep)
     print(f"{len(trials)} networks x {len(sweep.step_counts or (1,))} step counts on {store}", flush=True)
     try:

@@ -104,10 +104,14 @@ def run_sweep(
         The rows of `results.csv`, best first.
 
     Raises:
-        ConfigError: when the cluster has not what a trial asks for, or a node does not reach the sweep's files.
+        ConfigError: when this machine or the cluster has not what a trial asks for, or a node does not reach the
+            sweep's files.
         DataError: when no trial has finished.
     """
-    check_devices((trial.run.device for trial in trials), local=local)
+    devices = {trial.run.device for trial in trials}
+    if local:
+        for device in devices:
+            resolve_device(device)
     groups = group_trials(trials, sweep.population)
     folders = [as_path(trial.run.run_dir) for trial in trials]
     ended = sum(has_ended(folder) for folder in folders)
@@ -116,7 +120,7 @@ def run_sweep(
     if local:
         _run_local(sweep, groups, on_trial)
     else:
-        resources = trial_resources(sweep, (trial.run.device for trial in trials))
+        resources = trial_resources(sweep, devices)
         manifests = sorted({storage.join(trial.run.dataset_path, MANIFEST) for trial in trials})
         needs = {name.upper(): amount for name, amount in resources.items()}
         lost = "its trials go on from their latest checkpoints"
@@ -135,28 +139,17 @@ def run_sweep(
     return rows
 
 
-def check_devices(devices: Iterable[str], *, local: bool) -> None:
-    """Check that what trials ask for exists: on this machine, or on the cluster that Ray is connected to.
-
-    Raises:
-        ConfigError: when there is no such device.
-    """
-    if local:
-        for device in set(devices):
-            resolve_device(device)
-        return
-
-    _wants_gpu(set(devices), int(cluster_resources().get("GPU", 0)))
-
-
 def trial_resources(sweep: SweepConfig, devices: Iterable[str]) -> dict[str, float]:
     """Return what a trial reserves ("cpu", and "gpu" where it uses one) on the cluster that Ray is connected to.
 
     Raises:
         ConfigError: when a trial asks for a GPU and the cluster has none.
     """
+    wanted, gpus = set(devices), int(cluster_resources().get("GPU", 0))
+    if gpus == 0 and any(device.startswith("cuda") for device in wanted):
+        raise ConfigError("--device cuda needs a GPU: the cluster has none; use --device cpu or auto")
     resources = {"cpu": float(sweep.cpus_per_trial)}
-    if _wants_gpu(set(devices), int(cluster_resources().get("GPU", 0))):
+    if gpus > 0 and wanted != {"cpu"}:
         resources["gpu"] = sweep.gpus_per_trial
     return resources
 
@@ -305,12 +298,6 @@ def _first_error(trials: list[Trial]) -> str:
         if path.exists():
             return f"{as_path(trial.run.run_dir).name}: {path.read_text(encoding='utf-8')}; "
     return ""
-
-
-def _wants_gpu(devices: set[str], gpus: int) -> bool:
-    if gpus == 0 and any(device.startswith("cuda") for device in devices):
-        raise ConfigError("--device cuda needs a GPU: the cluster has none; use --device cpu or auto")
-    return gpus > 0 and devices != {"cpu"}
 
 
 def _rows_of(trial: Trial) -> list[SweepRow]:

@@ -16,7 +16,7 @@ from invdyn.models.registry import parse_model_config
 from invdyn.training.checkpoint import SAMPLING_FILE, list_checkpoints, load_checkpoint, load_model
 from invdyn.training.sweep_config import SweepConfig, model_of_trial, trial_name
 from invdyn.training.trials import QUALITY_ROWS, Trial, run_trial
-from invdyn.training.tuning import SweepRow, check_devices, collect_rows, run_sweep
+from invdyn.training.tuning import SweepRow, collect_rows, run_sweep, trial_resources
 from invdyn.training.worker import Metrics
 from invdyn.transitions.store import TransitionStore
 from tests.training.runs import FLOW, LINEAR, RECIPE, TIMES, run_config
@@ -192,9 +192,9 @@ def test_a_device_that_is_not_there(store: TransitionStore, tmp_path: Path) -> N
 
 def test_a_cluster_without_gpus(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0})
-    check_devices(["auto", "cpu"], local=False)
+    assert trial_resources(make_sweep(), ["auto", "cpu"]) == {"cpu": 1.0}
     with pytest.raises(ConfigError, match="--device cuda needs a GPU: the cluster has none"):
-        check_devices(["cpu", "cuda"], local=False)
+        trial_resources(make_sweep(), ["cpu", "cuda"])
 
 
 def test_a_trial_reports_its_last_row_once_it_is_evaluated(store: TransitionStore, tmp_path: Path) -> None:
