@@ -25,7 +25,7 @@ from invdyn.errors import ConfigError
 from invdyn.models.recipe import TrainingRecipe
 from invdyn.models.registry import load_model_config
 from invdyn.training.checkpoint import CHECKPOINTS
-from invdyn.training.distributed import check_new_folder, check_run, choose_gpu, fewest_workers, train
+from invdyn.training.distributed import check_new_folder, check_run, choose_gpu, fewest_workers, train_checked
 from invdyn.training.run_config import HANG_TIMEOUT_S, RunConfig, TrackingConfig, resolve_device
 from invdyn.transitions.store import TransitionStore
 from invdyn.url_path import as_path
@@ -79,7 +79,7 @@ def main() -> None:
     device = str(resolve_device(config.device)) if args.local else ""
     connect(args, lambda resources: plan_workers(config, resources), device=device)
     try:
-        metrics = train(config, local=args.local, resume=bool(args.resume))
+        metrics = train_checked(config, local=args.local)
     except KeyboardInterrupt:
         print(f"interrupted; continue with --resume {config.run_dir}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)

@@ -49,7 +49,7 @@ LARGEST_RESOURCES = "INVDYN_LARGEST_RESOURCES"
 
 
 def train(config: RunConfig, *, local: bool = False, resume: bool = False) -> Metrics:
-    """Train a run: in this process when `local`, else on `config.num_workers` Ray Train workers.
+    """Check a run with `check_run` and train it with `train_checked`.
 
     Args:
         config: the run; every node must reach its `run_dir` and its dataset.
@@ -60,15 +60,30 @@ def train(config: RunConfig, *, local: bool = False, resume: bool = False) -> Me
         The last row of metrics; see `train_loop`.
 
     Raises:
-        ConfigError: when the run folder exists already, the cluster has not what the run asks for, or a node does not
-            reach the run's files.
+        ConfigError: see both, or when the run folder exists already.
         DataError: see `train_loop`.
         TrainingDiverged: see `train_loop`.
-        WorkersLost: when they are lost again and again without a new checkpoint.
+        WorkersLost: see `train_checked`.
     """
     check_run(config, local)
     if not resume:
         check_new_folder(as_path(config.run_dir))
+    return train_checked(config, local=local)
+
+
+def train_checked(config: RunConfig, *, local: bool = False) -> Metrics:
+    """Train a run: in this process when `local`, else on `config.num_workers` Ray Train workers.
+
+    Returns:
+        The last row of metrics; see `train_loop`.
+
+    Raises:
+        ConfigError: when the run folder cannot be written, the cluster has not what the run asks for, or a node does
+            not reach the run's files.
+        DataError: see `train_loop`.
+        TrainingDiverged: see `train_loop`.
+        WorkersLost: when they are lost again and again without a new checkpoint.
+    """
     if local:
         config.save()
         # Nobody would restart it, and a breakpoint takes as long as it takes.
