@@ -21,7 +21,8 @@ _IMPLICIT = (_INTEGRATORS.mjINT_IMPLICIT, _INTEGRATORS.mjINT_IMPLICITFAST, _INTE
 _GAINS = (int(mujoco.mjtGain.mjGAIN_FIXED), int(mujoco.mjtGain.mjGAIN_AFFINE))
 _BIASES = (int(mujoco.mjtBias.mjBIAS_NONE), int(mujoco.mjtBias.mjBIAS_AFFINE))
 _RANK_TOLERANCE = 1e-9
-_CLIP_TOLERANCE = 1e-9
+_CLIP_TOLERANCE = 1e-5
+"""How near to the bound a control counts as clipped, relative: inverses of float32 states scatter by about 1e-6."""
 
 
 @dataclass(frozen=True)

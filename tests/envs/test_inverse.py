@@ -118,6 +118,17 @@ def test_clipped_actions_come_back_as_the_bound() -> None:
     assert solution.saturated.tolist() == [True, True, False]
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_clipped_actions_are_told_apart_in_any_precision(dtype: type) -> None:
+    env = make_env(PENDULUM)
+    states = random_pendulum_states(1000).astype(dtype).astype(np.float64)
+    actions = 1.5 * random_actions(env, 1000)
+    solution = PhysicalInverse(PENDULUM).solve(states, step_from(env, states, actions).astype(dtype))
+    clipped = np.abs(actions).max(axis=1) > 3.0
+    assert 0.2 < clipped.mean() < 0.5
+    np.testing.assert_array_equal(solution.saturated, clipped)
+
+
 def test_joint_limits_are_reported() -> None:
     states = np.array([[1.01, 0.0, 1.0, 0.0], [0.0, 1.58, 0.0, 0.0], [0.5, 0.2, 0.0, 0.0]])
     actions = np.ones((3, 1))
