@@ -146,7 +146,7 @@ def evaluate(
         exact_rows=int(rows.exact.trusted.sum()) if rows.exact else 0,
         exact_reason=rows.exact_reason,
         round_trip_reason=round_trip_reason,
-        noise_floor=_noise_floor(store, rows),
+        noise_floor=_noise_floor(store, rows) if split != "train" else None,
         posterior=posterior,
         posterior_reason=posterior_reason,
         results=results,
@@ -276,7 +276,10 @@ def _exact_posterior(rows: _Rows, num_samples: int, seed: int) -> tuple[ExactPos
 
 
 def _noise_floor(store: TransitionStore, rows: _Rows) -> NoiseFloor | None:
-    """Estimate what neighbouring transitions leave open, on the residual of the linear inverse."""
+    """Estimate what neighbours among the training rows leave open, on the residual of the linear inverse.
+
+    Training rows themselves have no such estimate: the nearest neighbour of each would be the row itself.
+    """
     others = store.load_spread("train", REFERENCES, columns=COLUMNS)
     columns, _, _ = rows.spread(QUERIES)
     if len(others["state"]) <= NEIGHBOURS:

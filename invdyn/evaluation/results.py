@@ -147,7 +147,7 @@ class Evaluation:
         exact_rows: rows compared with the exact inverse: without active contacts, joint limits or clipping.
         exact_reason: why there is no comparison with the exact inverse, or None.
         round_trip_reason: why there is no round trip, or None.
-        noise_floor: how much neighbouring transitions leave open; None where there are too few of them.
+        noise_floor: how much neighbouring transitions leave open; None for training rows, and for too few others.
         posterior: the exact posterior's own scores, or None.
         posterior_reason: why there is no exact posterior, or None.
         results: one per model and number of steps.

@@ -336,7 +336,8 @@ def _posterior_explanation(evaluation: Evaluation) -> str:
 def _neighbour_explanation(evaluation: Evaluation) -> str:
     noise = evaluation.noise_floor
     if noise is None:
-        return "Not available: too few transitions."
+        training = evaluation.split == "train"
+        return f"Not available: {'each training row is its own neighbour' if training else 'too few transitions'}."
     return (
         f"What transitions near each other leave open of the action: a mean prediction cannot have an RMSE / std much "
         f"below {number(noise.nrmse)}, one sample of the right distribution {number(math.sqrt(2) * noise.nrmse)}. From "

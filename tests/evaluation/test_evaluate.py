@@ -216,6 +216,12 @@ def test_against_the_exact_posterior_of_many_right_actions(tmp_path: Path, monke
     assert "C2ST" in table.header
 
 
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_training_rows_are_no_neighbours_of_themselves(split: str, store: TransitionStore) -> None:
+    found = evaluate({"linear": linear_baseline(store)}, store, split=split)
+    assert (found.noise_floor is None) == (split == "train")
+
+
 def test_predictions_that_are_not_finite_are_reported(store: TransitionStore) -> None:
     broken = linear_baseline(store)
     broken.weight.fill_(float("nan"))
