@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Float, Int
 
 CONFIDENCE = 0.95
 REPLICATES = 500
-FEWEST_EPISODES = 2
+FEWEST_EPISODES = 5
+"""Of fewer, the bootstrap knows too little: from 3 episodes, intervals called 95% would hold the truth 3 times in 4."""
 
 PerRow = Float[np.ndarray, " rows"]
 
@@ -48,8 +50,11 @@ class EpisodeBootstrap:
     Rows of one episode are alike, so drawing single rows would promise far too narrow intervals. All intervals use the
     same draws: what is drawn depends on the episodes and the seed alone.
 
-    Source: Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), percentile interval, sec. 13.3; clusters as
-    units, Davison & Hinkley, "Bootstrap Methods and their Application" (1997), sec. 3.8.
+    Few episodes spread less than what they are drawn from, so the interval is the expanded percentile interval: its
+    quantiles lie further out, as far as those of Student's t do.
+
+    Source: Hesterberg, "What Teachers Should Know about the Bootstrap" (2015); clusters as units, Davison &
+    Hinkley, "Bootstrap Methods and their Application" (1997), sec. 3.8.
 
     Args:
         episode: (rows,) the episode of each row.
@@ -68,7 +73,7 @@ class EpisodeBootstrap:
     def interval(
         self, rows: PerRow, transform: Callable[[Float[np.ndarray, " n"]], Float[np.ndarray, " n"]] = np.asarray
     ) -> Interval | None:
-        """Return the interval of transform(mean of `rows`); None with a single episode or values that are not finite.
+        """Return the interval of transform(mean of `rows`); None with few episodes or values that are not finite.
 
         Args:
             rows: (rows,) one value per row, such as a squared error.
@@ -78,8 +83,25 @@ class EpisodeBootstrap:
             return None
         sums = np.bincount(self._index, weights=rows, minlength=self.num_episodes)
         means = transform((self._weights @ sums) / (self._weights @ self._sizes))
-        low, high = np.quantile(means, ((1.0 - CONFIDENCE) / 2.0, (1.0 + CONFIDENCE) / 2.0))
+        tail = _expanded_tail(self.num_episodes)
+        low, high = np.quantile(means, (tail, 1.0 - tail))
         return Interval(float(low), float(high))
+
+
+def _expanded_tail(count: int) -> float:
+    """Return the share of the replicates to leave out on each side, for an interval from `count` episodes.
+
+    Source: for the quantile of Student's t, Abramowitz & Stegun, "Handbook of Mathematical Functions" (1964), 26.7.5.
+
+    Example:
+        >>> round(_expanded_tail(10), 4), round(_expanded_tail(10**9), 4)
+        (0.0086, 0.025)
+    """
+    normal, freedom = NormalDist(), count - 1
+    z = normal.inv_cdf((1.0 - CONFIDENCE) / 2.0)
+    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    return normal.cdf(t * (count / freedom) ** 0.5)
 
 
 def over_seeds(values: Sequence[float]) -> OverSeeds:

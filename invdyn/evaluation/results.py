@@ -23,7 +23,7 @@ class Errors:
 
     Attributes:
         nrmse: RMSE of all standardised values.
-        nrmse_interval: 95%, over episodes; None for a single episode.
+        nrmse_interval: 95%, over episodes; None for fewer than 5 of them.
         nrmse_per_dim: RMSE / std of the training rows.
         rmse_per_dim: RMSE in the units of the action.
         r2: mean of `r2_per_dim` over the dimensions that vary.

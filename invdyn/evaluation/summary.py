@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from invdyn.evaluation.findings import LINEAR
-from invdyn.evaluation.intervals import CONFIDENCE, Interval
+from invdyn.evaluation.intervals import CONFIDENCE, FEWEST_EPISODES, Interval
 from invdyn.evaluation.page import Card, Table
 from invdyn.evaluation.results import Evaluation, ExactPosterior, Result
 
@@ -190,6 +190,8 @@ def distribution_explanations(evaluation: Evaluation) -> list[tuple[str, str]]:
         f"In brackets: {CONFIDENCE:.0%} intervals from a bootstrap over the {evaluation.num_episodes:,} episodes of "
         "the rows. They say how much the rows decide, not how much the training seed does."
     )
+    if evaluation.num_episodes < FEWEST_EPISODES:
+        brackets = f"Not available: the rows are from {evaluation.num_episodes} episodes, fewer than {FEWEST_EPISODES}."
     two_sample = (
         "Accuracy of a network trained to tell the model's actions from those of the exact posterior, on transitions "
         "it has not seen: 0.5 when it cannot, 1 when it always can, ± twice the standard error. It is blind to "

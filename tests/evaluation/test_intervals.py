@@ -38,6 +38,14 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     assert 0.89 < held / trials < 0.99
 
 
+@pytest.mark.parametrize(("episodes", "least"), [(5, 0.88), (8, 0.91), (20, 0.92)])
+def test_intervals_from_few_episodes_hold_the_truth_too(episodes: int, least: float) -> None:
+    rows = np.random.default_rng(4).normal(size=(1000, episodes))
+    found = [EpisodeBootstrap(np.arange(episodes), seed).interval(values) for seed, values in enumerate(rows)]
+    held = np.mean([interval is not None and interval.low < 0.0 < interval.high for interval in found])
+    assert least < held < 0.97
+
+
 def test_a_transform_is_applied_to_the_mean() -> None:
     rows = np.random.default_rng(3).normal(size=500) ** 2
     bootstrap = EpisodeBootstrap(np.arange(500))
@@ -48,7 +56,8 @@ def test_a_transform_is_applied_to_the_mean() -> None:
 
 
 def test_no_interval_without_episodes_or_finite_values() -> None:
-    assert EpisodeBootstrap(np.zeros(10, np.int64)).interval(np.arange(10.0)) is None
+    assert EpisodeBootstrap(np.arange(12) % 4).interval(np.arange(12.0)) is None
+    assert EpisodeBootstrap(np.arange(15) % 5).interval(np.arange(15.0)) is not None
     assert EpisodeBootstrap(np.arange(10)).interval(np.full(10, np.inf)) is None
 
 
