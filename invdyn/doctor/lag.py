@@ -8,7 +8,7 @@ from functools import reduce
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from invdyn.doctor.dynamics import Rows, fit_folds, per_action, unexplained, unexplained_by_one_state
+from invdyn.doctor.dynamics import Rows, fit_folds, unexplained, unexplained_by_one_state
 from invdyn.doctor.findings import WARNING, Finding, list_dims
 from invdyn.doctor.values import Names
 from invdyn.transitions.windows import Window
@@ -68,7 +68,7 @@ UNKNOWN = -99
 
 
 def measure_lag(rows: Rows, action_dim: int) -> Lag:
-    """Fit the inverse for every shift that the rows allow and find the best one of each action dimension.
+    """Fit the inverse for every shift that the rows allow and find the best one of each dimension of the first action.
 
     The inverse of a shift k is the linear one from (s_{t+k}, s_{t+k+1}), or a line through the one dimension of
     either that tells the action best, whichever is better on episodes that it was not fitted on: with many dimensions
@@ -78,13 +78,10 @@ def measure_lag(rows: Rows, action_dim: int) -> Lag:
     tracked = {k: unexplained_by_one_state(rows, k) for k in (*shifts, shifts[-1] + 1)}
     curves = np.array(
         [
-            per_action(
-                reduce(np.fmin, [unexplained(rows, fit_folds(rows, rows.shift_blocks(k))), tracked[k], tracked[k + 1]]),
-                action_dim,
-            )
+            reduce(np.fmin, [unexplained(rows, fit_folds(rows, rows.shift_blocks(k))), tracked[k], tracked[k + 1]])
             for k in shifts
         ]
-    )
+    )[:, :action_dim]
     filled = np.where(np.isfinite(curves), curves, np.inf)
     # A position reached at s_{t+k} ends one step and starts the next: of equals take the later.
     position = len(shifts) - 1 - filled[::-1].argmin(axis=0)
