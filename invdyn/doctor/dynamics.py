@@ -89,7 +89,7 @@ class Rows:
 def make_rows(sample: Sample, offsets: Iterable[int], horizon: int) -> Rows | None:
     """Return the rows for which all offsets lie in the episode, evenly thinned where there are too many.
 
-    None where there are too few, or where all dimensions of the state are constant.
+    None where there are hardly any, or no state dimension or no action varies: there is nothing to fit.
 
     Args:
         sample: the episodes.
@@ -113,7 +113,8 @@ def make_rows(sample: Sample, offsets: Iterable[int], horizon: int) -> Rows | No
     actions = sample.action[act[:, None] + np.arange(horizon)].reshape(len(act), -1)
     fold, num_folds = fold_of(episode)
     values = np.concatenate([states[known.index(0)], *differences, actions], axis=1)
-    return Rows(values, known, moving.shape[1], actions.shape[1], fold, num_folds)
+    rows = Rows(values, known, moving.shape[1], actions.shape[1], fold, num_folds)
+    return rows if rows.state_dim and _variance(rows).any() else None
 
 
 def fold_of(episode: Int[np.ndarray, "rows"]) -> tuple[Int[np.ndarray, "rows"], int]:

@@ -62,7 +62,7 @@ class Diagnosis:
         num_episodes: episodes looked at.
         names: names of the dimensions.
         findings: errors first.
-        lag: None where the episodes are too short, nothing is finite, or no state moves.
+        lag: None where the episodes are too short, or nothing is finite, or no state or no action varies.
         identifiability: as `lag`.
         shifts: how each other split differs from train.
         step_sizes: (steps,) size of each step; see `rows.step_sizes`.

@@ -72,7 +72,7 @@ class Identifiability:
 
 
 def rows_around(sample: Sample, window: Window) -> Rows | None:
-    """Return rows that reach as far as shifts and grid ask, or as the episodes allow; None for too few rows."""
+    """Return rows that reach as far as shifts and grid ask, or as the episodes allow; None where there are none."""
     wanted = int(window.num_rows(sample.num_states, sample.num_actions).sum())
     past = max(-FIRST_SHIFT, window.history)
     for reach in (LAST_SHIFT + 1, 5, 3, 2, 1):

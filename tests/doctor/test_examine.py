@@ -163,6 +163,17 @@ def test_nothing_finite_still_gives_a_diagnosis(tmp_path):
     assert diagnosis.lag is None
 
 
+@pytest.mark.parametrize(("constant", "noise"), [("state", 0.0), ("action", 0.0), ("action", 3e-8)])
+def test_nothing_to_fit_still_gives_a_diagnosis(constant, noise, tmp_path):
+    states, actions = record(12)
+    for values in states if constant == "state" else actions:
+        values[:] = 1.0 + noise * np.random.default_rng(0).normal(size=values.shape)
+    diagnosis = diagnose(config(write_shards(tmp_path, states, actions)))
+    assert {"constant", "near_constant"} & {check for check, _ in problems(diagnosis)}
+    assert diagnosis.lag is None
+    assert diagnosis.identifiability is None
+
+
 def test_a_config_that_extraction_refuses(tmp_path):
     diagnosis = diagnose(config(write_shards(tmp_path, *record(12, 20)), gap=30))
     assert ("extraction", ERROR) in problems(diagnosis)
