@@ -18,13 +18,7 @@ from invdyn.doctor.identifiability import (
 )
 from invdyn.doctor.lag import Lag, check_lag, measure_lag
 from invdyn.doctor.leakage import check_leakage
-from invdyn.doctor.rows import (
-    check_duplicates,
-    check_jumps,
-    check_stale,
-    jump_steps,
-    spikes,
-)
+from invdyn.doctor.rows import check_duplicates, check_jumps, check_stale, measure_motion
 from invdyn.doctor.sample import Sample, read_sample, select_episodes_of
 from invdyn.doctor.shift import Shift, check_shift, measure_shift
 from invdyn.doctor.values import (
@@ -39,7 +33,7 @@ from invdyn.errors import DataError
 from invdyn.sequences.base import SequencePlan, SequenceReader
 from invdyn.sequences.registry import open_sequences
 from invdyn.transitions.dataset_config import DatasetConfig, ShapeMeta
-from invdyn.transitions.filters import relative_steps, select_episodes, step_sizes
+from invdyn.transitions.filters import select_episodes
 from invdyn.transitions.plan import NO_SPLIT, TRAIN, Episodes, kept_episodes, make_plan
 from invdyn.transitions.windows import Window
 
@@ -65,7 +59,7 @@ class Diagnosis:
         lag: None where the episodes are too short, or nothing is finite, or no state or no action varies.
         identifiability: as `lag`.
         shifts: how each other split differs from train.
-        step_sizes: (steps,) size of each step; see `rows.step_sizes`.
+        step_sizes: (steps,) size of each step; see `transitions.filters.step_sizes`.
         jumps: (jumps,) which of them jump.
         at_bounds: (2, action_dim) share of rows at the lowest and highest value of each action.
     """
@@ -178,15 +172,13 @@ def _examine(
     at_bounds = np.zeros((2, plan.action_dim))
     if sample.num_episodes and len(sample.steps):
         steps = sample.steps
-        moved = relative_steps(sample.state, steps.state_row)
-        if moved.shape[1]:
-            sizes, jumping = step_sizes(moved), jump_steps(moved, steps.episode)
-            jumps = np.flatnonzero(jumping)
-            # One jump among thousands of steps outweighs them all in a least-squares fit.
-            cuts = np.flatnonzero(jumping | spikes(moved, steps.episode).any(axis=1))
         findings += [*check_rounding(sample, names), *check_constant(sample, names)]
-        findings += check_saturated(sample, names)
-        findings += [*check_stale(sample), *check_duplicates(sample), *check_jumps(sample, names)]
+        findings += [*check_saturated(sample, names), *check_stale(sample), *check_duplicates(sample)]
+        motion = measure_motion(sample)
+        if motion is not None:
+            findings += check_jumps(sample, motion, names)
+            # One jump among thousands of steps outweighs them all in a least-squares fit.
+            sizes, jumps, cuts = motion.size, np.flatnonzero(motion.jumps), np.flatnonzero(motion.breaks)
         findings += check_leakage(sample, names)
         at_bounds = bound_shares(sample.action)
         rows = rows_around(sample.cut_at(cuts), window)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt64
 
@@ -17,12 +19,18 @@ ISOLATION = 4.0
 BOUNDARY_SHARE = 0.5
 """Share of the dimensions that must jump in the same step. An impact makes velocities jump, but not positions."""
 
+JUMP_STDS = 0.05
+"""A dimension that moves by less does not jump, however still it was: a joint that leaves its stop is no reset."""
+
 JUMP_MULTIPLE = 4.0
 """Smallest step, in multiples of the median step, that can be a jump."""
 
 SPIKE_ISOLATION = 10.0
 SPIKE_STDS = 1.0
 WRAP_TOLERANCE = 0.1
+WRAP_RANGE = 1.02
+"""Largest range of an angle that wraps, in turns: a velocity may jump by as much as a turn, and moves further."""
+
 TURNS = {"2 pi": 2 * np.pi, "360": 360.0}
 
 SHARED_ERROR_SHARE = 0.1
@@ -93,7 +101,7 @@ def jump_steps(moved: Float[np.ndarray, "steps varying"], episode: Int[np.ndarra
     """Return which steps jump: most dimensions move, at once, far more than in the steps around."""
     around = neighbour_steps(moved, episode)
     alone = np.bincount(episode)[episode] < 3  # nothing around to compare with
-    share = ((moved > 0) & (moved > ISOLATION * around)).mean(axis=1)
+    share = ((moved > JUMP_STDS) & (moved > ISOLATION * around)).mean(axis=1)
     size = step_sizes(moved)
     large = (size > JUMP_MULTIPLE * typical_step(size)) & ~alone
     sure = large & (share > BOUNDARY_SHARE)
@@ -108,6 +116,51 @@ def spikes(
     around = neighbour_steps(moved, episode)
     alone = np.bincount(episode)[episode] < 3
     return np.asarray((moved > SPIKE_STDS) & (moved > SPIKE_ISOLATION * around) & ~alone[:, None])
+
+
+@dataclass(frozen=True)
+class Motion:
+    """How far the steps of a sample go, and where they go in a way that no dynamics does.
+
+    Attributes:
+        varying: (varying,) the state dimensions that vary.
+        distance: (steps, varying) how far each step moves them, in their units.
+        size: (steps,) size of each step, as the filter `drop_jumps` measures it.
+        wraps: for each of `TURNS`, (steps, varying) where an angle starts anew at its other end.
+        jumps: (steps,) steps across a boundary that is not marked.
+        spikes: (steps, varying) dimensions that jump alone, by no full turn.
+    """
+
+    varying: Int[np.ndarray, "varying"]
+    distance: Float[np.ndarray, "steps varying"]
+    size: Float[np.ndarray, "steps"]
+    wraps: dict[str, Bool[np.ndarray, "steps varying"]]
+    jumps: Mask
+    spikes: Bool[np.ndarray, "steps varying"]
+
+    @property
+    def breaks(self) -> Mask:
+        """Steps that jump in some dimension."""
+        return np.asarray(self.jumps | np.any([self.spikes, *self.wraps.values()], axis=(0, 2)))
+
+
+def measure_motion(sample: Sample) -> Motion | None:
+    """Return how the steps of a sample go; None where no state dimension varies, or there is no step."""
+    steps, scale = sample.steps, state_scale(sample.state)
+    varying = np.flatnonzero(np.isfinite(scale))
+    if not len(varying) or not len(steps):
+        return None
+    scale = scale[varying]
+    moved = relative_steps(sample.state[:, varying], steps.state_row, scale)
+    distance, size, wraps = moved * scale, step_sizes(moved), {}
+    turning = np.ptp(sample.state[:, varying], axis=0)
+    sudden = spikes(moved, steps.episode)
+    for text, turn in TURNS.items():
+        wraps[text] = sudden & (np.abs(distance - turn) < WRAP_TOLERANCE * turn) & (turning <= WRAP_RANGE * turn)
+        # But for the turn, the step is like any other.
+        moved = np.where(wraps[text], np.abs(distance - turn) / scale, moved)
+    jumps = jump_steps(moved, steps.episode)
+    return Motion(varying, distance, size, wraps, jumps, spikes(moved, steps.episode) & ~jumps[:, None])
 
 
 def check_stale(sample: Sample) -> list[Finding]:
@@ -176,26 +229,13 @@ def check_duplicates(sample: Sample) -> list[Finding]:
     return findings
 
 
-def check_jumps(sample: Sample, names: Names) -> list[Finding]:
+def check_jumps(sample: Sample, motion: Motion, names: Names) -> list[Finding]:
     """Find steps that look like a boundary which the file does not mark, and single dimensions that jump."""
-    steps = sample.steps
-    if not len(steps):
-        return []
-    moved = relative_steps(sample.state, steps.state_row)
-    if not moved.shape[1]:
-        return []
-    jumps = jump_steps(moved, steps.episode)
-    findings = _jump_finding(sample, moved, np.flatnonzero(jumps)) if jumps.any() else []
-    alone = spikes(moved, steps.episode) & ~jumps[:, None]
-    if alone.any():
-        scale = state_scale(sample.state)
-        varying = np.flatnonzero(np.isfinite(scale))
-        findings += _spike_findings(sample, names, moved * scale[varying], alone, varying)
-    return findings
+    findings = _jump_finding(sample, motion.size, np.flatnonzero(motion.jumps)) if motion.jumps.any() else []
+    return findings + _wrap_findings(sample, names, motion) + _spike_findings(sample, names, motion)
 
 
-def _jump_finding(sample: Sample, moved: FloatRows, jumps: Int[np.ndarray, "jumps"]) -> list[Finding]:
-    size = step_sizes(moved)
+def _jump_finding(sample: Sample, size: Float[np.ndarray, "steps"], jumps: Int[np.ndarray, "jumps"]) -> list[Finding]:
     median = typical_step(size)
     spread = 1.4826 * float(np.median(np.abs(size - median))) or median
     others = np.delete(size, jumps)
@@ -226,52 +266,47 @@ def _jump_finding(sample: Sample, moved: FloatRows, jumps: Int[np.ndarray, "jump
     ]
 
 
-def _spike_findings(
-    sample: Sample,
-    names: Names,
-    distance: FloatRows,
-    alone: Bool[np.ndarray, "steps varying"],
-    varying: Int[np.ndarray, "varying"],
-) -> list[Finding]:
+def _wrap_findings(sample: Sample, names: Names, motion: Motion) -> list[Finding]:
     findings = []
-    wraps = np.zeros_like(alone)
-    for text, turn in TURNS.items():
-        wraps = alone & (np.abs(distance - turn) < WRAP_TOLERANCE * turn)
-        dims = np.flatnonzero(wraps.any(axis=0))
-        if len(dims):
-            found = np.flatnonzero(wraps.any(axis=1))
+    for text, wraps in motion.wraps.items():
+        dims, found = motion.varying[wraps.any(axis=0)], np.flatnonzero(wraps.any(axis=1))
+        if len(found):
             findings.append(
                 Finding(
                     check="angle_wraps",
                     severity=WARNING,
-                    title=f"an angle wraps: {names.of_states(varying[dims])} jumps by {text} in {len(found):,} steps",
-                    evidence=f"the step there is {distance[wraps].mean():.4g} on average, and small in all other steps "
-                    f"around; s' - s is wrong by a full turn in those rows; first at {sample.places(found)[0]}",
+                    title=f"an angle wraps: {names.of_states(dims)} jumps by {text} in {len(found):,} steps",
+                    evidence=f"the step there is {motion.distance[wraps].mean():.4g} on average, and small in all "
+                    "other steps around; s' - s is wrong by a full turn in those rows; first at "
+                    f"{sample.places(found)[0]}",
                     fix="record sine and cosine instead of the angle, or unwrap it",
                     places=sample.places(found),
-                    figures={"dims": varying[dims].tolist(), "steps": len(found)},
+                    figures={"dims": dims.tolist(), "steps": len(found)},
                 )
             )
-        alone = alone & ~wraps
-    # At an episode's first or last step only one side says what is usual.
-    alone = alone & ((sample.steps.step > 0) & ~_last_steps(sample))[:, None]
-    found = np.flatnonzero(alone.any(axis=1))
-    if len(found):
-        dims = np.flatnonzero(alone.any(axis=0))
-        findings.append(
-            Finding(
-                check="spikes",
-                severity=WARNING,
-                title=f"{_steps(len(found))} in single state dimensions",
-                evidence=f"{names.of_states(varying[dims])}: over {SPIKE_ISOLATION:g} times further than in the steps "
-                f"around and more than the dimension's standard deviation: an impact, a sensor fault, or a key that is "
-                f"set once; first at {sample.places(found)[0]}",
-                fix="look at them; filters: {drop_jumps: ...} leaves them out",
-                places=sample.places(found),
-                figures={"dims": varying[dims].tolist(), "steps": len(found)},
-            )
-        )
     return findings
+
+
+def _spike_findings(sample: Sample, names: Names, motion: Motion) -> list[Finding]:
+    # At an episode's first or last step only one side says what is usual.
+    alone = motion.spikes & ((sample.steps.step > 0) & ~_last_steps(sample))[:, None]
+    found = np.flatnonzero(alone.any(axis=1))
+    if not len(found):
+        return []
+    dims = motion.varying[alone.any(axis=0)]
+    return [
+        Finding(
+            check="spikes",
+            severity=WARNING,
+            title=f"{_steps(len(found))} in single state dimensions",
+            evidence=f"{names.of_states(dims)}: over {SPIKE_ISOLATION:g} times further than in the steps around and "
+            "more than the dimension's standard deviation: an impact, a sensor fault, or a key that is set once; "
+            f"first at {sample.places(found)[0]}",
+            fix="look at them; filters: {drop_jumps: ...} leaves them out",
+            places=sample.places(found),
+            figures={"dims": dims.tolist(), "steps": len(found)},
+        )
+    ]
 
 
 def _last_steps(sample: Sample) -> Mask:

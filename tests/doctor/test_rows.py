@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from invdyn.doctor.findings import ERROR, INFO, WARNING
-from invdyn.doctor.rows import check_duplicates, check_jumps, check_stale, hash_rows, neighbour_steps, repeated
+from invdyn.doctor.rows import (
+    check_duplicates,
+    check_jumps,
+    check_stale,
+    hash_rows,
+    measure_motion,
+    neighbour_steps,
+    repeated,
+)
 from tests.doctor.recordings import NAMES, record, sample
 
 FIXED_SIZE = 60
@@ -14,11 +22,15 @@ def where(finding):
     return [(place.episode, place.step) for place in finding.places]
 
 
+def jump_findings(recording):
+    return check_jumps(recording, measure_motion(recording), NAMES)
+
+
 def test_clean_recording_has_no_finding():
     clean = sample(*record(), [0] * 30 + [1] * 5 + [2] * 5)
     assert check_stale(clean) == []
     assert check_duplicates(clean) == []
-    assert check_jumps(clean, NAMES) == []
+    assert jump_findings(clean) == []
 
 
 def test_stale_steps_are_found_exactly():
@@ -104,7 +116,7 @@ def merged(states, actions):
 
 
 def jumps_of(recording):
-    (found,) = [finding for finding in check_jumps(recording, NAMES) if finding.check == "jumps"]
+    (found,) = [finding for finding in jump_findings(recording) if finding.check == "jumps"]
     return found
 
 
@@ -143,7 +155,7 @@ def test_beside_a_boundary_a_spike_stays_a_spike():
     states[11][30:, 1] += 9.0
     others, acted = record(1, 30, seed=5, spread=20.0)
     states[20][30:], actions[20][30:] = others[0], acted[0]
-    found = {f.check: where(f) for f in check_jumps(sample(states, actions), NAMES)}
+    found = {f.check: where(f) for f in jump_findings(sample(states, actions))}
     assert found == {"jumps": [(20, 29)], "spikes": [(11, 29)]}
 
 
@@ -157,7 +169,7 @@ def test_an_impact_is_no_boundary():
     states, actions = record()
     states[11][30:, 2:] += 9.0  # both velocities jump, the positions only start to
     states[11][30:, :2] += 0.9 * np.arange(31)[:, None]
-    assert [f.check for f in check_jumps(sample(states, actions), NAMES)] == ["spikes"]
+    assert [f.check for f in jump_findings(sample(states, actions))] == ["spikes"]
 
 
 def test_a_fast_stretch_is_no_jump():
@@ -165,7 +177,7 @@ def test_a_fast_stretch_is_no_jump():
     moving = [s.copy() for s in states]
     moving[4][20:40] += 5.0 * np.arange(20)[:, None]  # fast, but for many steps
     moving[4][40:] += 5.0 * 19
-    assert [f for f in check_jumps(sample(moving, actions), NAMES) if f.check == "jumps"] == []
+    assert [f for f in jump_findings(sample(moving, actions)) if f.check == "jumps"] == []
 
 
 def test_an_angle_that_wraps():
@@ -174,14 +186,46 @@ def test_an_angle_that_wraps():
     wrapped = [
         np.concatenate([s, ((a + np.pi) % (2 * np.pi) - np.pi)[:, None]], 1) for s, a in zip(states, angle, strict=True)
     ]
-    (found,) = check_jumps(sample(wrapped, actions), NAMES)
+    (found,) = jump_findings(sample(wrapped, actions))
     assert (found.check, found.figures["dims"]) == ("angle_wraps", [4])
     expected = [(i, t) for i, s in enumerate(wrapped) for t in np.flatnonzero(np.diff(s[:, 4]) < 0)]
     assert where(found) == expected
 
 
+def test_beside_an_angle_that_wraps_nothing_looks_like_a_reset():
+    """Half of the dimensions wrap; where the other one kicks in too, most of them jump at once."""
+    generator = np.random.default_rng(0)
+    states, actions = [], []
+    for _ in range(40):
+        velocity = np.cumsum(0.3 * generator.normal(size=201))
+        angle = np.cumsum(0.05 * velocity) + generator.uniform(0, 6)
+        states.append(np.stack([(angle + np.pi) % (2 * np.pi) - np.pi, velocity], 1))
+        actions.append(np.diff(velocity)[:, None])
+    assert [f.check for f in jump_findings(sample(states, actions))] == ["angle_wraps"]
+    for i in range(0, 40, 2):
+        states[i] = np.concatenate([states[i][:101], states[i + 1][101:] + np.array([0.0, 8.0])])
+    found = {f.check: where(f) for f in jump_findings(sample(states, actions))}
+    assert {(i, 100) for i in range(0, 40, 2)} >= set(found["jumps"])
+    assert len(found["jumps"]) >= 10
+
+
+def test_a_velocity_that_an_impact_changes_by_as_much_is_no_angle():
+    states, actions = record()
+    for state in states:
+        state[30:45, 2] += 2 * np.pi
+    assert {f.check for f in jump_findings(sample(states, actions))} == {"spikes"}
+
+
+def test_an_impact_that_nudges_a_position_at_rest_is_no_boundary():
+    states, actions = record()
+    states[11][30:, 2:] += 9.0
+    states[11][20:30, 0] = states[11][20, 0]
+    states[11][30:40, 0] = states[11][20, 0] + 1e-3
+    assert [f.check for f in jump_findings(sample(states, actions))] == ["spikes"]
+
+
 def test_a_sensor_spike_in_one_dimension():
     states, actions = record()
     states[11][30:, 1] += 9.0
-    (found,) = check_jumps(sample(states, actions), NAMES)
+    (found,) = jump_findings(sample(states, actions))
     assert (found.check, where(found), found.figures["dims"]) == ("spikes", [(11, 29)], [1])
