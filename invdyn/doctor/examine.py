@@ -179,7 +179,7 @@ def _examine(
             findings += check_jumps(sample, motion, names)
             # One jump among thousands of steps outweighs them all in a least-squares fit.
             sizes, jumps, cuts = motion.size, np.flatnonzero(motion.jumps), np.flatnonzero(motion.breaks)
-        findings += check_leakage(sample, names)
+        findings += check_leakage(sample, window, names)
         at_bounds = bound_shares(sample.action)
         rows = rows_around(sample.cut_at(cuts), window)
         if rows is not None:

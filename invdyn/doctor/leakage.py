@@ -1,4 +1,4 @@
-"""Label leakage: a state dimension that is the action, so that a model has nothing to learn."""
+"""Label leakage: a state dimension that is an action of the row, so that a model has nothing to learn."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from invdyn.doctor.findings import ERROR, WARNING, Finding
 from invdyn.doctor.sample import Sample
 from invdyn.doctor.values import Names
 from invdyn.transitions.filters import constant_columns
+from invdyn.transitions.store import spread_rows
+from invdyn.transitions.windows import Window
 
 MAX_ROWS = 20_000
 EQUAL_TOLERANCE = 1e-6
@@ -50,29 +52,36 @@ def squared_correlation(
     return correlation**2
 
 
-def check_leakage(sample: Sample, names: Names) -> list[Finding]:
-    """Find state dimensions that hold the action of the row (leaks at once) or of the row before (leaks through s')."""
+def check_leakage(sample: Sample, window: Window, names: Names) -> list[Finding]:
+    """Find state dimensions that hold an action of the row: at once, or in another of the row's states."""
     steps = sample.steps
-    chosen = np.linspace(0, len(steps) - 1, min(len(steps), MAX_ROWS)).astype(np.int64)
-    action = sample.action[steps.action_row[chosen]]
-    varies = ~constant_columns(action)
+    last = sample.num_states[steps.episode] - 1
     findings = []
-    for check, where, offset in (
-        ("leak_current", "the action of its own row", 0),
-        ("leak_next", "the action of the row before", 1),
-    ):
-        state = sample.state[steps.state_row[chosen] + offset]
-        shares = equal_shares(state, action) * varies * ~constant_columns(state)[:, None]
-        findings += _equal(check, where, offset, shares, names)
+    for shift in row_shifts(window):
+        inside = np.flatnonzero((steps.step + shift >= 0) & (steps.step + shift <= last))
+        if not len(inside):
+            continue
+        chosen = inside[spread_rows(len(inside), MAX_ROWS)]
+        state, action = sample.state[steps.state_row[chosen] + shift], sample.action[steps.action_row[chosen]]
+        shares = equal_shares(state, action) * ~constant_columns(action) * ~constant_columns(state)[:, None]
+        findings += _equal(shift, shares, names)
         multiples = (1 - squared_correlation(state, action) < AFFINE_UNEXPLAINED) & (shares < PARTIAL_SHARE)
         if multiples.any():
-            findings.append(_affine(check, where, multiples, names))
+            findings.append(_affine(shift, multiples, names))
     return findings
 
 
-def _equal(
-    check: str, where: str, offset: int, shares: Float[np.ndarray, "state_dim action_dim"], names: Names
-) -> list[Finding]:
+def row_shifts(window: Window) -> list[int]:
+    """Return each k for which some row holds a state s_{t+k} together with the action a_t.
+
+    Example:
+        >>> row_shifts(Window(gap=3)), row_shifts(Window(gap=3, horizon=2, history=1))
+        ([0, 3], [-2, -1, 0, 2, 3])
+    """
+    return sorted({at - of for at in (*range(-window.history, 1), window.gap) for of in range(window.horizon)})
+
+
+def _equal(shift: int, shares: Float[np.ndarray, "state_dim action_dim"], names: Names) -> list[Finding]:
     findings = []
     for severity, found in (
         (ERROR, shares >= LEAK_SHARE),
@@ -80,15 +89,15 @@ def _equal(
     ):
         state_dims, action_dims = np.nonzero(found)
         if len(state_dims):
-            symbol = "state[t]" if offset == 0 else "state[t + 1]"
             findings.append(
                 Finding(
-                    check=check,
+                    check=_check(shift),
                     severity=severity,
-                    title=f"the label leaks: {_dims(names, state_dims)} holds {where}",
-                    evidence=f"{symbol} equals action[t] in at least {shares[found].min():.1%} of the rows where the "
-                    f"action is not at rest: {_pairs(names, state_dims, action_dims)}. A model reads the answer, and "
-                    "is of no use where the action is not known",
+                    title=f"the label leaks: {_dims(names, state_dims)} holds {_action(shift)}",
+                    evidence=f"state[t{f'{shift:+d}' if shift else ''}] equals action[t] in at least "
+                    f"{shares[found].min():.1%} of the rows where the action is not at rest: "
+                    f"{_pairs(names, state_dims, action_dims)}. A model reads the answer, and is of no use where the "
+                    "action is not known",
                     fix="leave that key out of shape_meta.obs",
                     figures={
                         "state_dims": state_dims.tolist(),
@@ -100,16 +109,28 @@ def _equal(
     return findings
 
 
-def _affine(check: str, where: str, found: np.ndarray, names: Names) -> Finding:
+def _affine(shift: int, found: np.ndarray, names: Names) -> Finding:
     state_dims, action_dims = np.nonzero(found)
     return Finding(
-        check=check,
+        check=_check(shift),
         severity=ERROR,
-        title=f"the label leaks: {_dims(names, state_dims)} is a fixed multiple of {where}",
+        title=f"the label leaks: {_dims(names, state_dims)} is a fixed multiple of {_action(shift)}",
         evidence=f"1 - correlation^2 is below {AFFINE_UNEXPLAINED:g}: {_pairs(names, state_dims, action_dims)}",
         fix="leave that key out of shape_meta.obs",
         figures={"state_dims": state_dims.tolist(), "action_dims": action_dims.tolist()},
     )
+
+
+def _check(shift: int) -> str:
+    return "leak_next" if shift > 0 else "leak_current"
+
+
+def _action(shift: int) -> str:
+    """Say in words which action s_{t+shift} holds where it holds a_t."""
+    if shift == 0:
+        return "the action of its own row"
+    count = "the row" if abs(shift) == 1 else f"{abs(shift)} rows"
+    return f"the action of {count} {'before' if shift > 0 else 'after'}"
 
 
 def _dims(names: Names, dims: Int[np.ndarray, "found"]) -> str:
