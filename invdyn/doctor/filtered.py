@@ -29,7 +29,7 @@ def _filter_of(finding: Finding, filters: FiltersConfig) -> str | None:
     if finding.check == "saturated" and filters.saturated_actions != "keep":
         return "saturated_actions"
     if finding.check == "jumps" and filters.drop_jumps is not None:
-        multiples = finding.figures["multiples"]
-        assert isinstance(multiples, list)
-        return "drop_jumps" if min(multiples) > filters.drop_jumps else None
+        smallest = finding.figures["smallest_multiple"]
+        assert isinstance(smallest, float)
+        return "drop_jumps" if smallest > filters.drop_jumps else None
     return None

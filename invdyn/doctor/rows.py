@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt64
 
-from invdyn.doctor.findings import ERROR, INFO, WARNING, Finding
+from invdyn.doctor.findings import ERROR, INFO, MAX_PLACES, WARNING, Finding
 from invdyn.doctor.sample import Sample
 from invdyn.doctor.values import Names
 from invdyn.transitions.filters import relative_steps, stale_steps, state_scale, step_sizes, typical_step
@@ -183,7 +183,7 @@ def check_stale(sample: Sample) -> list[Finding]:
             "where the next episode starts in the same state: the recording goes on without a reset, and the step "
             f"across is no row of the dataset. Their action did nothing; first at {places[0]}",
             fix=fix,
-            places=places[:1000],
+            places=places[:MAX_PLACES],
             figures={"inside": len(inside), "at_ends": len(ends), "share_inside": share},
         )
     ]
@@ -257,9 +257,10 @@ def _jump_finding(sample: Sample, size: Float[np.ndarray, "steps"], jumps: Int[n
             places=places,
             figures={
                 "steps": len(jumps),
-                "multiples": (size[jumps] / median).tolist()[:1000],
+                "smallest_multiple": smallest / median,
+                "multiples": (size[jumps] / median).tolist()[:MAX_PLACES],
                 "largest_other": others.max() / median,
-                "robust_z": ((size[jumps] - median) / spread).tolist()[:1000],
+                "robust_z": ((size[jumps] - median) / spread).tolist()[:MAX_PLACES],
                 "at_episode_end": int(last.sum()),
             },
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 
-from invdyn.doctor.findings import ERROR, INFO, WARNING, Finding, Place, list_dims
+from invdyn.doctor.findings import ERROR, INFO, MAX_PLACES, WARNING, Finding, Place, list_dims
 from invdyn.doctor.sample import Sample
 from invdyn.transitions.filters import FEW_VALUES, constant_columns
 from invdyn.transitions.rounding import ADVICE, Rounding
@@ -96,7 +96,8 @@ def check_finite_values(sample: Sample) -> tuple[list[Finding], Bool[np.ndarray,
         with np.errstate(over="ignore"):
             columns = np.flatnonzero(~np.isfinite(values[bad].astype(np.float32)).all(axis=0))
         places: tuple[Place, ...] = tuple(
-            sample.place(int(e), int(row - start[e])) for e, row in zip(episode[:1000], bad[:1000], strict=True)
+            sample.place(int(e), int(row - start[e]))
+            for e, row in zip(episode[:MAX_PLACES], bad[:MAX_PLACES], strict=True)
         )
         findings.append(
             Finding(

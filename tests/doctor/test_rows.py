@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from invdyn.doctor.findings import ERROR, INFO, WARNING
+from invdyn.doctor.filtered import mark_filtered
+from invdyn.doctor.findings import ERROR, INFO, MAX_PLACES, WARNING
 from invdyn.doctor.rows import (
     check_duplicates,
     check_jumps,
@@ -13,6 +14,7 @@ from invdyn.doctor.rows import (
     neighbour_steps,
     repeated,
 )
+from invdyn.transitions.filters import FiltersConfig
 from tests.doctor.recordings import NAMES, record, sample
 
 FIXED_SIZE = 60
@@ -148,6 +150,16 @@ def test_drop_jumps_separates_jumps_from_steps():
         assert found.figures["largest_other"] < multiple < min(found.figures["multiples"])
     else:
         assert multiple == pytest.approx(min(found.figures["multiples"]), rel=0.05)
+
+
+def test_a_filter_that_leaves_the_smallest_of_many_jumps_in_is_told():
+    large, small = record(1050, 20, spread=20.0), record(100, 20, seed=1, spread=3.0)
+    found = jumps_of(sample(*merged(large[0] + small[0], large[1] + small[1])))
+    smallest, listed = found.figures["smallest_multiple"], min(found.figures["multiples"])
+    assert found.figures["steps"] > len(found.figures["multiples"]) == MAX_PLACES
+    for multiple, severity in (((smallest + listed) / 2, ERROR), (0.99 * smallest, INFO)):
+        (told,) = mark_filtered([found], FiltersConfig(drop_jumps=multiple))
+        assert told.severity == severity
 
 
 def test_beside_a_boundary_a_spike_stays_a_spike():
