@@ -128,7 +128,7 @@ def check_lag(lag: Lag, window: Window, names: Names, advised_gap: int = 1) -> l
             severity=WARNING,
             title=f"action lag {steps:+d}: the action in row t explains the step t{steps:+d} best",
             evidence=evidence + ("; the configured rows contain that step" if covered else ""),
-            fix="" if covered else _fix(steps, advised_gap),
+            fix="" if covered else _fix(steps, window.gap, advised_gap),
             figures={
                 "lag": steps,
                 "shifts": list(lag.shifts),
@@ -141,8 +141,8 @@ def check_lag(lag: Lag, window: Window, names: Names, advised_gap: int = 1) -> l
     ]
 
 
-def _fix(steps: int, advised_gap: int) -> str:
+def _fix(steps: int, gap: int, advised_gap: int) -> str:
     if steps < 0:
         return f"history: {-steps}, so that the row contains the step that its action explains"
-    gap = advised_gap if advised_gap >= steps else steps + 1
-    return f"gap: {gap}, so that the row reaches the state that its action leads to"
+    enough = advised_gap if advised_gap >= steps and advised_gap != gap else steps + 1
+    return f"gap: {enough}, so that the row reaches the state that its action leads to"

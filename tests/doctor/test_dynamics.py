@@ -133,6 +133,16 @@ def test_a_planted_delay_is_the_lag(delay, horizon):
         assert finding.fix.startswith(f"gap: {delay + 1},")
 
 
+@pytest.mark.parametrize(
+    ("gap", "advised", "fix"), [(2, 4, "gap: 4,"), (4, 4, "gap: 5,"), (2, 6, "gap: 6,"), (5, 5, "")]
+)
+def test_the_configured_gap_is_not_advised(gap, advised, fix):
+    lag = measure_lag(rows_around(sample(*noisy(0.05, delay=4)), Window()), 2)
+    (finding,) = check_lag(lag, Window(gap), NAMES, advised)
+    assert finding.fix.startswith(fix)
+    assert bool(finding.fix) == bool(fix)
+
+
 def test_actions_recorded_a_row_late_have_a_negative_lag():
     states, actions = noisy(0.05)
     late = [np.concatenate([a[:1], a[:1], a[:-2]]) for a in actions]  # row t holds the action of t - 2
