@@ -21,8 +21,8 @@ class NoiseFloor:
     """The noise of the action given the transition, as far as neighbours tell.
 
     Attributes:
-        nrmse: root of the mean noise variance, in std of the action: about the least RMSE / std of a mean prediction;
-            one sample of the exact posterior scores the root of two times as much.
+        nrmse: root of the mean noise variance, in std of the action, or more: the least RMSE / std of a mean prediction
+            is at most this; one sample of the exact posterior scores the root of two times as much.
         std_per_dim: (dims,) noise standard deviation of each action dimension, in its units.
         num_queries: transitions whose neighbours were looked at.
         num_references: transitions among which they were found.

@@ -216,10 +216,10 @@ def distribution_explanations(evaluation: Evaluation) -> list[tuple[str, str]]:
 def _error_card(own: Result) -> Card:
     count = own.network_evaluations
     cost = f"{count} network evaluation{'' if count == 1 else 's'}"
-    note = (
-        f"One sample, at {cost}, is typically off by {number(100 * own.one_sample.nrmse)}% of the spread of the "
-        "actions. Always answering the mean action scores 1."
-    )
+    note = "Always answering the mean action scores 1."
+    if known(own.one_sample.nrmse):
+        off = number(100 * own.one_sample.nrmse)
+        note = f"One sample, at {cost}, is typically off by {off}% of the spread of the actions. {note}"
     return Card("RMSE / std of the action", number(own.one_sample.nrmse), note)
 
 
@@ -295,7 +295,7 @@ def _floors(evaluation: Evaluation) -> dict[str, dict[str, float]]:
             _TWO_SAMPLE: 0.5,
         }
     elif noise is not None:
-        floors["neighbours (floor, estimated)"] = {_ONE: math.sqrt(2) * noise.nrmse, _MEAN: noise.nrmse}
+        floors["neighbours (floor, at most)"] = {_ONE: math.sqrt(2) * noise.nrmse, _MEAN: noise.nrmse}
     found = {label: {name: v for name, v in floor.items() if known(v)} for label, floor in floors.items()}
     return {label: floor for label, floor in found.items() if floor}
 
@@ -341,8 +341,9 @@ def _neighbour_explanation(evaluation: Evaluation) -> str:
         training = evaluation.split == "train"
         return f"Not available: {'each training row is its own neighbour' if training else 'too few transitions'}."
     return (
-        f"What transitions near each other leave open of the action: a mean prediction cannot have an RMSE / std much "
-        f"below {number(noise.nrmse)}, one sample of the right distribution {number(math.sqrt(2) * noise.nrmse)}. From "
-        f"{noise.num_references:,} training rows by the Gamma test: 0 where neighbours differ no more than a smooth "
-        "function would, and too high where rows are few for the number of state dimensions."
+        "What transitions near each other leave open of the action, at most: the lowest RMSE / std of a mean "
+        f"prediction is {number(noise.nrmse)} or less, that of one sample of the right distribution "
+        f"{number(math.sqrt(2) * noise.nrmse)} or less. From {noise.num_references:,} training rows by the Gamma "
+        "test: 0 where neighbours differ no more than a smooth function would, and too high where rows are few for "
+        "the number of state dimensions."
     )

@@ -15,7 +15,7 @@ from invdyn.errors import ConfigError, DataError
 from invdyn.evaluation.evaluate import evaluate, linear_baseline
 from invdyn.evaluation.findings import warnings
 from invdyn.evaluation.results import Evaluation
-from invdyn.evaluation.summary import summary_table
+from invdyn.evaluation.summary import headline_cards, summary_table
 from invdyn.models.flow import FlowInverseDynamics
 from invdyn.models.linear import LinearInverse
 from invdyn.transitions.store import TransitionStore
@@ -229,6 +229,7 @@ def test_predictions_that_are_not_finite_are_reported(store: TransitionStore) ->
     assert found.results[0].simulated.round_trip is None
     assert found.to_json()["results"][0]["one_sample"]["nrmse"] is None
     assert any("not finite" in text for text in warnings(found))
+    assert headline_cards(found)[0].note == "Always answering the mean action scores 1."
 
 
 def test_a_model_worse_than_the_linear_baseline_is_reported(store: TransitionStore) -> None:

@@ -13,7 +13,7 @@ from invdyn.evaluation.evaluate import evaluate, linear_baseline
 from invdyn.evaluation.plots import plot_distributions, plot_training_curve
 from invdyn.evaluation.report import dataset_facts, write_report
 from invdyn.evaluation.results import Evaluation
-from invdyn.evaluation.summary import dimension_table, distribution_table, number, summary_table
+from invdyn.evaluation.summary import dimension_table, distribution_table, explanations, number, summary_table
 from invdyn.models.flow import FlowInverseDynamics
 from invdyn.transitions.store import TransitionStore
 from tests.evaluation.pendulum import extract
@@ -111,8 +111,9 @@ def test_the_table_marks_the_best_and_the_default(evaluation: Evaluation) -> Non
     errors = [result.one_sample.nrmse for result in evaluation.results]
     assert {row for row, where in table.best if where == column} == {errors.index(min(errors))}
     assert table.chosen == 1
-    assert [row[0] for row in table.rows[-2:]] == ["recorded actions (floor)", "neighbours (floor, estimated)"]
+    assert [row[0] for row in table.rows[-2:]] == ["recorded actions (floor)", "neighbours (floor, at most)"]
     assert {len(row) for row in table.rows} == {len(table.header)}
+    assert "or less" in dict(explanations(evaluation))["neighbours"]
 
 
 def test_the_table_of_distributions_has_every_model_at_its_own_steps(evaluation: Evaluation) -> None:
