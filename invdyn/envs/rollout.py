@@ -231,7 +231,8 @@ def dimension_bounds(
             continue
         low[index], high[index] = value if isinstance(value, tuple) else (-value, value)
         if not low[index] < high[index]:
-            raise ConfigError(f"{name}.{index} must be [low, high] with low < high, got {[low[index], high[index]]}")
+            found = [float(low[index]), float(high[index])]
+            raise ConfigError(f"{name}.{index} must be [low, high] with low < high, got {found}")
     return low, high
 
 

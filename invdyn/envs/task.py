@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any, cast
 
 import gymnasium
@@ -42,6 +43,9 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> Env:
     mujoco.set_mju_user_warning(_log.debug)
     if env_id not in gymnasium.registry:
         raise ConfigError(f"env_id must be a registered Gymnasium id, got {env_id!r}; {_nearest_id(env_id)}")
+    frame_skip = (env_kwargs or {}).get("frame_skip", 1)
+    if not isinstance(frame_skip, Integral) or frame_skip < 1:
+        raise ConfigError(f"env_kwargs.frame_skip must be a whole number, 1 or more, got {frame_skip!r}")
     try:
         env = gymnasium.make(env_id, max_episode_steps=-1, disable_env_checker=True, **dict(env_kwargs or {}))
     except ConfigError:
@@ -132,7 +136,11 @@ def wrapper_offset(env: Env) -> Float64[np.ndarray, " action_dim"] | None:
 
 
 def unclipped_range(env: Env) -> tuple[Float32[np.ndarray, " action_dim"], Float32[np.ndarray, " action_dim"]]:
-    """Return the lowest and highest actions (float32) of the action space that the simulator does not clip."""
+    """Return the lowest and highest actions (float32) of the action space that the simulator does not clip.
+
+    Raises:
+        ConfigError: when it clips all of them, so that none has an effect of its own.
+    """
     model, space = mujoco_env(env).model, cast(gymnasium.spaces.Box, env.action_space)
     offset = action_offset(env)
     low, high = np.asarray(space.low, np.float64), np.asarray(space.high, np.float64)
@@ -140,6 +148,11 @@ def unclipped_range(env: Env) -> tuple[Float32[np.ndarray, " action_dim"], Float
         limited = model.actuator_ctrllimited.astype(bool)
         low = np.maximum(low, np.where(limited, model.actuator_ctrlrange[:, 0] - offset, -np.inf))
         high = np.minimum(high, np.where(limited, model.actuator_ctrlrange[:, 1] - offset, np.inf))
+    if (low > high).any():
+        raise ConfigError(
+            "action_offset must leave actions that the simulator does not clip; they would lie between "
+            f"{low.tolist()} and {high.tolist()}; give one nearer to 0"
+        )
     return round_inward(low, up=True), round_inward(high, up=False)
 
 

@@ -57,6 +57,17 @@ def test_unknown_argument_is_one_line() -> None:
         make_env("InvertedPendulum-v5", {"colour": 1})
 
 
+@pytest.mark.parametrize("frame_skip", [0, -1, 1.5])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_a_frame_skip_that_is_no_number_of_steps(frame_skip: float, shifted: bool) -> None:
+    kwargs = {"frame_skip": frame_skip}
+    with pytest.raises(ConfigError, match=f"frame_skip must be a whole number, 1 or more, got {frame_skip}"):
+        if shifted:
+            make_env("PhysicsShift-v0", {"task_id": "HalfCheetah-v5", "task_kwargs": kwargs, "mass": 2.0})
+        else:
+            make_env("InvertedPendulumIntegrable-v5", kwargs)
+
+
 def test_other_simulators_are_refused() -> None:
     with pytest.raises(ConfigError, match="must be a Gymnasium MuJoCo task, got CartPole"):
         make_env("CartPole-v1")

@@ -144,12 +144,18 @@ def test_no_room_inside_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({4: 1.0}, "state_limits must name dimensions from 0 to 3, got 4"),
         ((1.0, None), "state_limits must list 4 ranges, .* got 2"),
-        ({1: (2.0, 1.0)}, r"state_limits.1 must be \[low, high\] with low < high"),
+        ({1: (2.0, 1.0)}, r"state_limits.1 must be \[low, high\] with low < high, got \[2.0, 1.0\]"),
     ],
 )
 def test_bad_limits(ranges: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         dimension_bounds("state_limits", ranges, 4)
+
+
+@pytest.mark.parametrize("policy", [{}, {"low": -1.0, "high": 1.0}])
+def test_an_offset_that_lets_every_action_be_clipped(policy: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=r"action_offset must leave .* between \[-3.0\] and \[-4.0\]"):
+        EpisodeRecorder(config_of(env_kwargs={"action_offset": 7.0}, policy={"name": "uniform", **policy}))
 
 
 def test_shard_holds_its_episodes(tmp_path: Path) -> None:
