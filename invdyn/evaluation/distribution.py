@@ -144,8 +144,8 @@ def calibrate(samples: Samples, truth: Rows, std: PerDim, bootstrap: EpisodeBoot
 
 def likelihood(
     model: InverseDynamics, columns: dict[str, Num[np.ndarray, "rows ..."]], std: PerDim, bootstrap: EpisodeBootstrap
-) -> Likelihood | None:
-    """Return the likelihood of the recorded actions; None for a model without a density.
+) -> tuple[Likelihood | None, str | None]:
+    """Return the likelihood of the recorded actions, or None and why the model has none.
 
     Args:
         model: in eval mode.
@@ -157,11 +157,11 @@ def likelihood(
     try:
         with torch.no_grad():
             nats = -model.log_prob(*tensors).double().cpu().numpy()
-    except ConfigError:
-        return None
+    except ConfigError as error:
+        return None, str(error)
     mean, dims = float(nats.mean()), len(std)
     per_dim = mean / dims
-    return Likelihood(
+    found = Likelihood(
         nats=mean,
         nats_per_dim=per_dim,
         nats_per_dim_of_std=per_dim - float(np.log(std).mean()),
@@ -169,3 +169,4 @@ def likelihood(
         interval=bootstrap.interval(nats),
         num_rows=len(nats),
     )
+    return found, None

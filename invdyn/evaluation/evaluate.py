@@ -217,7 +217,7 @@ def _evaluate_variant(
     num_samples: int,
     seed: int,
     speed: Speed,
-    nll: Likelihood | None,
+    nll: tuple[Likelihood | None, str | None],
     device: torch.device,
 ) -> Result:
     samples = _sample(variant, rows.columns, num_samples, seed, device)
@@ -233,7 +233,8 @@ def _evaluate_variant(
         mean_of_samples=_errors(flat.mean(axis=0), rows),
         scores=score(flat, rows.action, rows.action_std, rows.bootstrap),
         calibration=calibrate(many, truth, rows.action_std, bootstrap, seed),
-        likelihood=nll,
+        likelihood=nll[0],
+        likelihood_reason=nll[1],
         two_sample=_two_sample(flat[0], rows, seed) if variant.is_default else None,
         simulated=_simulate(rows, samples[0])[0],
         speed=speed,
@@ -241,7 +242,7 @@ def _evaluate_variant(
     )
 
 
-def _likelihood(model: InverseDynamics, rows: _Rows) -> Likelihood | None:
+def _likelihood(model: InverseDynamics, rows: _Rows) -> tuple[Likelihood | None, str | None]:
     columns, _, bootstrap = rows.spread(CALIBRATION_ROWS)
     return likelihood(model, columns, rows.action_std, bootstrap)
 

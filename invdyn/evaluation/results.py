@@ -79,7 +79,8 @@ class Result:
         mean_of_samples: the mean of several predictions against the recorded action.
         scores: of the samples as a distribution.
         calibration: of the regions of the predicted distribution.
-        likelihood: of the recorded actions; None for a model without a density. The same at every number of steps.
+        likelihood: of the recorded actions, or None. The same at every number of steps.
+        likelihood_reason: why there is no likelihood, or None.
         two_sample: against the exact posterior; only at the model's own number of steps, where there is one.
         simulated: one prediction per transition in the simulator.
         speed: wall time.
@@ -95,6 +96,7 @@ class Result:
     scores: Scores
     calibration: Calibration
     likelihood: Likelihood | None
+    likelihood_reason: str | None
     two_sample: TwoSample | None
     simulated: Simulated
     speed: Speed

@@ -169,7 +169,7 @@ def explanations(evaluation: Evaluation) -> list[tuple[str, str]]:
         f"action among {calibration.num_samples} samples on {calibration.num_rows:,} rows. A model that gives one "
         "action has no regions, and holds none."
     )
-    explained = [
+    return [
         ("RMSE / std", rmse),
         ("energy score", energy),
         ("in 90% region", region),
@@ -177,11 +177,9 @@ def explanations(evaluation: Evaluation) -> list[tuple[str, str]]:
         ("round trip", _round_trip_explanation(evaluation)),
         ("exact posterior", _posterior_explanation(evaluation)),
         ("neighbours", _neighbour_explanation(evaluation)),
+        ("NLL", _likelihood_explanation(evaluation)),
         ("speed", f"Medians of wall time, all variants in turn, on {_machine(evaluation)}."),
     ]
-    if any(result.likelihood for result in evaluation.results):
-        explained.append(("NLL", "Minus the log density of the recorded action, in nats, per action dimension; lower."))
-    return explained
 
 
 def distribution_explanations(evaluation: Evaluation) -> list[tuple[str, str]]:
@@ -267,6 +265,14 @@ def _round_trip_explanation(evaluation: Evaluation) -> str:
         "compared with s', in units of the standard deviation of s' - s. The number that matters when several actions "
         "are right."
     )
+
+
+def _likelihood_explanation(evaluation: Evaluation) -> str:
+    text = "Minus the log density of the recorded action, in nats, per action dimension; lower is better."
+    for model in evaluation.models:
+        reason = evaluation.default_of(model).likelihood_reason
+        text += f" Not available for {model}: {reason}." if reason else ""
+    return text
 
 
 def _machine(evaluation: Evaluation) -> str:

@@ -52,7 +52,7 @@ def columns(truth: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def test_the_likelihood_of_a_gaussian_is_its_entropy(truth: np.ndarray, bootstrap: EpisodeBootstrap) -> None:
-    found = likelihood(Gaussian(3, 2), columns(truth), STD, bootstrap)
+    found, _ = likelihood(Gaussian(3, 2), columns(truth), STD, bootstrap)
     assert found is not None
     entropy = math.log(2 * math.pi * math.e) + math.log(STD.prod())
     assert found.nats == pytest.approx(entropy, abs=0.08)
@@ -66,13 +66,14 @@ def test_the_likelihood_of_a_gaussian_is_its_entropy(truth: np.ndarray, bootstra
 def test_impossible_actions_are_counted(truth: np.ndarray, bootstrap: EpisodeBootstrap) -> None:
     model = Gaussian(3, 2)
     model.impossible = 30
-    found = likelihood(model, columns(truth), STD, bootstrap)
+    found, _ = likelihood(model, columns(truth), STD, bootstrap)
     assert found is not None
     assert (found.nats, found.impossible, found.interval) == (math.inf, 0.01, None)
 
 
-def test_a_model_without_a_density_has_no_likelihood(truth: np.ndarray, bootstrap: EpisodeBootstrap) -> None:
-    assert likelihood(NoDensity(3, 2), columns(truth), STD, bootstrap) is None
+def test_a_model_without_a_density_has_a_reason(truth: np.ndarray, bootstrap: EpisodeBootstrap) -> None:
+    found = likelihood(NoDensity(3, 2), columns(truth), STD, bootstrap)
+    assert found == (None, "log_prob needs a model with a density")
 
 
 def test_scores_of_the_true_gaussian(truth: np.ndarray, bootstrap: EpisodeBootstrap) -> None:

@@ -113,7 +113,10 @@ def test_the_table_marks_the_best_and_the_default(evaluation: Evaluation) -> Non
     assert table.chosen == 1
     assert [row[0] for row in table.rows[-2:]] == ["recorded actions (floor)", "neighbours (floor, at most)"]
     assert {len(row) for row in table.rows} == {len(table.header)}
-    assert "or less" in dict(explanations(evaluation))["neighbours"]
+    explained = dict(explanations(evaluation))
+    assert "or less" in explained["neighbours"]
+    assert "Not available for linear: log_prob needs a model with a density" in explained["NLL"]
+    assert f"Not available for {HOSTILE}" not in explained["NLL"]
 
 
 def test_the_table_of_distributions_has_every_model_at_its_own_steps(evaluation: Evaluation) -> None:
