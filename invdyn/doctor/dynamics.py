@@ -19,6 +19,7 @@ from invdyn.doctor.sample import Sample
 from invdyn.models.linear_base import CONSTANT_TOLERANCE, RELATIVE_RIDGE
 from invdyn.statistics import Moments
 from invdyn.transitions.filters import constant_columns
+from invdyn.transitions.store import spread_rows
 from invdyn.transitions.windows import Window, ranges
 
 MAX_FOLDS = 5
@@ -102,9 +103,9 @@ def make_rows(sample: Sample, offsets: Iterable[int], horizon: int) -> Rows | No
     now = ranges(sample.state_start + window.history, counts)
     act = ranges(sample.action_start + window.history, counts)
     columns = len(known) * sample.state.shape[1] + horizon * sample.action.shape[1]
-    thin = spread_thin(len(now), MAX_VALUES // columns)
+    thin = spread_rows(len(now), MAX_VALUES // columns)
     moving = sample.state[:, ~constant_columns(sample.state)]  # a constant dimension tells nothing, and costs its share
-    if len(thin) < 2 * MAX_FOLDS or not moving.shape[1]:
+    if len(thin) < 2 * MAX_FOLDS:
         return None
     episode = np.repeat(sample.number, counts)[thin]  # the same for all pieces of an episode that was cut
     now, act = now[thin], act[thin]
@@ -269,13 +270,6 @@ def _variance(rows: Rows) -> Float[np.ndarray, "targets"]:
     size = np.maximum(abs(whole.minimum), abs(whole.maximum))
     variance: FloatArray = np.where(whole.std > CONSTANT_TOLERANCE * size, whole.std**2, 0.0)[-rows.num_targets :]
     return variance
-
-
-def spread_thin(total: int, limit: int) -> Int[np.ndarray, "chosen"]:
-    """Return up to `limit` evenly spaced numbers below `total`."""
-    if total <= limit:
-        return np.arange(total)
-    return np.linspace(0, total - 1, max(limit, 1)).astype(np.int64)
 
 
 def per_action(shares: Float[np.ndarray, "targets"], action_dim: int) -> Sequence[float]:

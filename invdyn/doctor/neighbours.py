@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
-from invdyn.doctor.dynamics import HeldOut, Rows, block_features, least_share, spread_thin
+from invdyn.doctor.dynamics import HeldOut, Rows, block_features, least_share
+from invdyn.transitions.store import spread_rows
 
 NUM_NEIGHBOURS = 5
 QUERIES = 500
@@ -46,8 +47,9 @@ def _fold_errors(
     rows: Rows, blocks: Float[np.ndarray, "blocks known"], held: HeldOut, fold: int
 ) -> Float[np.ndarray, "ridges queries targets"]:
     others = held.fitted
-    query = _thin(np.flatnonzero(rows.fold == fold), QUERIES // rows.num_folds)
-    reference = _thin(np.flatnonzero(rows.fold != fold), REFERENCES)
+    query, reference = np.flatnonzero(rows.fold == fold), np.flatnonzero(rows.fold != fold)
+    query = query[spread_rows(len(query), QUERIES // rows.num_folds)]
+    reference = reference[spread_rows(len(reference), REFERENCES)]
     mean, std = (column[: -rows.num_targets] for column in (others.mean, others.std))
     scale = np.divide(1.0, std, where=std > 0, out=np.zeros_like(std))
     inside, outside = (block_features(rows, blocks, chosen) - mean for chosen in (query, reference))
@@ -58,8 +60,3 @@ def _fold_errors(
         predicted = others.mean[-rows.num_targets :] + inside @ weight + residual[chosen].mean(axis=1)
         errors[index] = rows.target[query] - predicted
     return errors
-
-
-def _thin(rows: Int[np.ndarray, "rows"], limit: int) -> Int[np.ndarray, "thin"]:
-    thin: Int[np.ndarray, "thin"] = rows[spread_thin(len(rows), limit)]
-    return thin

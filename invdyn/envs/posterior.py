@@ -139,20 +139,3 @@ def has_posterior(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> b
     env = make_env(env_id, env_kwargs)
     env.close()
     return isinstance(env.unwrapped, InvertedPendulumManyValuedEnv)
-
-
-def sample_posterior(
-    env_id: str,
-    state: Float[np.ndarray, "rows state_dim"],
-    next_state: Float[np.ndarray, "rows state_dim"],
-    num_samples: int,
-    generator: np.random.Generator,
-    env_kwargs: Mapping[str, Any] | None = None,
-) -> Float64[np.ndarray, "samples rows action_dim"]:
-    """Draw from the exact posterior of a task once; for more, keep an `ActionPosterior`.
-
-    Raises:
-        ConfigError: when the task has no exact posterior, or `num_samples` is below 1.
-        DataError: when shapes do not fit the task, or a value is not finite.
-    """
-    return ActionPosterior(env_id, env_kwargs).sample(state, next_state, num_samples, generator)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from invdyn.errors import TrainingDiverged
 from invdyn.evaluation.calibration import density_levels
-from invdyn.evaluation.metrics import crps, energy_scores, flat_actions, mean_distances, nrmse
+from invdyn.evaluation.metrics import crps, energy_score, energy_scores, flat_actions, mean_distances, nrmse
 from invdyn.models.flow import FlowInverseDynamics, SamplingSetting, network_evaluations
 
 NUM_SAMPLES = 19
@@ -138,7 +138,7 @@ def quality_of_settings(
                     num_inference_steps=setting.num_inference_steps,
                     network_evaluations=network_evaluations(setting),
                     nrmse=nrmse(drawn[-1][0], judge.truth, std),
-                    energy_score=float(energy_scores(drawn[-1], judge.truth, std).mean()),
+                    energy_score=energy_score(drawn[-1], judge.truth, std),
                     energy_excess=0.0,
                     excess_error=0.0,
                     us_per_action=1e6 * seconds / (NUM_SAMPLES * len(judge.truth)),

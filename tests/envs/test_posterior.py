@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from invdyn.envs.inverse import PhysicalInverse
-from invdyn.envs.posterior import ActionPosterior, sample_posterior
+from invdyn.envs.posterior import ActionPosterior
 from invdyn.envs.replay import SimulatorReplay
 from invdyn.envs.task import make_env
 from invdyn.errors import ConfigError, DataError
@@ -41,7 +41,7 @@ def test_the_force_of_a_step_is_that_of_its_action(env_id: str) -> None:
 @every_task
 def test_every_sample_leads_to_the_next_state(env_id: str) -> None:
     states, actions, next_states = transitions(env_id, 100)
-    samples = sample_posterior(env_id, states, next_states, 7, np.random.default_rng(0))
+    samples = ActionPosterior(env_id).sample(states, next_states, 7, np.random.default_rng(0))
     assert samples.shape == (7, *actions.shape)
     replay = SimulatorReplay(env_id)
     for sample in samples:
