@@ -9,7 +9,7 @@ from functools import cache, reduce
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike
 from threadpoolctl import ThreadpoolController
 
@@ -60,6 +60,9 @@ COLUMN_ALIGNMENT = 8
 
 RANGE_FOLD = 32
 """Rows laid side by side when extremes are taken: long rows are what numpy's reductions are fast on."""
+
+CONSTANT_TOLERANCE = 1e-7
+"""A column whose standard deviation is below this share of its largest value is float32 rounding, not a signal."""
 
 FAR_FROM_ZERO = 100.0
 """A mean of this many standard deviations would cost the sums digits: they are then taken about it."""
@@ -128,6 +131,11 @@ class Moments:
     def std(self) -> FloatArray:
         """Population standard deviation of each column, (columns,)."""
         return np.sqrt(np.diag(self.comoment) / self.count)
+
+    @property
+    def varies(self) -> Bool[np.ndarray, "columns"]:
+        """Whether each column varies by more than its rounding, (columns,)."""
+        return np.asarray(self.std > CONSTANT_TOLERANCE * np.maximum(np.abs(self.minimum), np.abs(self.maximum)))
 
     @property
     def covariance(self) -> FloatArray:

@@ -78,10 +78,6 @@ class UrlPath:
         """Replace a file; it is whole or as it was."""
         storage.write_bytes(self.url, text.encode(encoding))
 
-    def touch(self) -> None:
-        """Make an empty file."""
-        storage.write_bytes(self.url, b"")
-
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove a file."""
         if not missing_ok and not self.is_file():

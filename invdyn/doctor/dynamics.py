@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from invdyn.doctor.sample import Sample
-from invdyn.models.linear_base import CONSTANT_TOLERANCE, RELATIVE_RIDGE
+from invdyn.models.linear_base import RELATIVE_RIDGE
 from invdyn.statistics import Moments
 from invdyn.transitions.filters import constant_columns
 from invdyn.transitions.store import spread_rows
@@ -188,8 +188,7 @@ def fit(moments: Moments, num_targets: int) -> list[Float[np.ndarray, "features 
     With it, target = mean[-num_targets:] + (features - mean[:-num_targets]) @ weight.
     """
     std = moments.std
-    constant = std <= CONSTANT_TOLERANCE * np.maximum(abs(moments.minimum), abs(moments.maximum))
-    inverse = np.divide(1.0, std, where=~constant, out=np.zeros_like(std))
+    inverse = np.divide(1.0, std, where=moments.varies, out=np.zeros_like(std))
     correlation = moments.covariance * np.outer(inverse, inverse)
     split = len(std) - num_targets
     eigenvalues, vectors = np.linalg.eigh(correlation[:split, :split])
@@ -267,8 +266,7 @@ def _squared_error(held_out: Moments, weight: FloatArray, mean: FloatArray) -> F
 def _variance(rows: Rows) -> Float[np.ndarray, "targets"]:
     """Return the variance of each target; 0 where it is constant but for rounding."""
     whole = reduce(Moments.merge, rows.fold_moments)
-    size = np.maximum(abs(whole.minimum), abs(whole.maximum))
-    variance: FloatArray = np.where(whole.std > CONSTANT_TOLERANCE * size, whole.std**2, 0.0)[-rows.num_targets :]
+    variance: FloatArray = np.where(whole.varies, whole.std**2, 0.0)[-rows.num_targets :]
     return variance
 
 

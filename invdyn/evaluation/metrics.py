@@ -6,15 +6,12 @@ import numpy as np
 from jaxtyping import Float, Num
 
 from invdyn.errors import DataError
-from invdyn.statistics import Moments
+from invdyn.statistics import CONSTANT_TOLERANCE, Moments
 
 PerDim = Float[np.ndarray, "dims"]
 Rows = Num[np.ndarray, "rows dims"]
 PerRow = Float[np.ndarray, "rows"]
 Samples = Num[np.ndarray, "samples rows dims"]
-
-CONSTANT_TOLERANCE = 1e-7
-"""A column whose standard deviation is below this share of its largest value is float32 rounding, not a signal."""
 
 
 def flat_actions(action: Num[np.ndarray, "rows ..."]) -> Float[np.ndarray, "rows dims"]:
@@ -28,9 +25,7 @@ def varying_std(moments: Moments, columns: slice) -> PerDim:
     Raises:
         DataError: when every column is constant: no error can be put in proportion.
     """
-    std = moments.std[columns]
-    largest = np.maximum(np.abs(moments.minimum[columns]), np.abs(moments.maximum[columns]))
-    scale = np.where(std > CONSTANT_TOLERANCE * largest, std, np.nan)
+    scale = np.where(moments.varies, moments.std, np.nan)[columns]
     if np.isnan(scale).all():
         raise DataError("the training rows must vary, got constant values in every column; record other actions")
     return scale

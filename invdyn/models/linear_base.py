@@ -19,9 +19,6 @@ otherwise be fitted wherever two features are exactly collinear (semi-implicit E
 RESIDUAL_VARIANCE_FLOOR = 1e-10
 """Smallest variance of a whitened direction, relative to the variance of the action."""
 
-CONSTANT_TOLERANCE = 1e-7
-"""A column whose standard deviation is below this share of its largest value is float32 rounding, not a signal."""
-
 
 @dataclass(frozen=True)
 class Normalization:
@@ -140,7 +137,5 @@ def error_weight(
 
 def _inverse_std(moments: Moments) -> FloatArray:
     """1 / std of each column; 0 where the column is constant but for rounding."""
-    std = moments.std
-    largest = np.maximum(np.abs(moments.minimum), np.abs(moments.maximum))
-    varies = std > CONSTANT_TOLERANCE * largest
-    return np.where(varies, 1.0 / np.where(varies, std, 1.0), 0.0)
+    inverse: FloatArray = np.divide(1.0, moments.std, where=moments.varies, out=np.zeros_like(moments.std))
+    return inverse

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import zlib
 
-from invdyn.sequences.files import require_package
-
 BLOSC_HEADER_BYTES = 16
 DAMAGE = (ValueError, KeyError, TypeError, EOFError, zlib.error)
 """What reading a damaged zarr array raises beside OSError and RuntimeError, depending on its compressor."""
@@ -17,11 +15,12 @@ def check_blosc() -> None:
     The header of a chunk (bytes 12 to 16, little-endian) says how long it is. Stricter than the codec that this takes
     the place of, for the whole process, and otherwise the same.
     """
-    numcodecs = require_package("numcodecs", "diffusion_policy")
+    import numcodecs
+
     if getattr(numcodecs.registry.codec_registry.get("blosc"), "checks_length", False):
         return
 
-    class CheckedBlosc(numcodecs.Blosc):  # type: ignore[misc,name-defined]
+    class CheckedBlosc(numcodecs.Blosc):  # type: ignore[misc]
         checks_length = True
 
         def decode(self, buf: object, out: object = None) -> object:

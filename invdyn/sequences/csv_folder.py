@@ -19,7 +19,7 @@ from invdyn import storage
 from invdyn.errors import DataError
 from invdyn.sequences.base import EpisodeArrays, SequencePlan
 from invdyn.sequences.file_reader import FAIL, FileReader, changed, plan_file
-from invdyn.sequences.files import find_files, open_binary, reading, require_package, source_file
+from invdyn.sequences.files import find_files, open_binary, reading, source_file
 
 if TYPE_CHECKING:
     import pyarrow
@@ -248,10 +248,11 @@ def read_columns(layout: Layout, chosen: list[int]) -> Num[np.ndarray, "rows col
     Raises:
         DataError: when it is corrupt or a column is not numeric.
     """
-    arrow = require_package("pyarrow", "csv")
-    csv = require_package("pyarrow.csv", "csv")
+    import pyarrow
+    from pyarrow import csv
+
     path = layout.path
-    with open_binary(path) as file, reading(path, arrow.ArrowException):
+    with open_binary(path) as file, reading(path, pyarrow.ArrowException):
         table = csv.read_csv(
             file,
             read_options=csv.ReadOptions(

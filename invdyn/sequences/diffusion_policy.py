@@ -22,7 +22,7 @@ from invdyn.sequences.base import EpisodeArrays, SequencePlan, SourceFile
 from invdyn.sequences.boundaries import lengths_from_ends
 from invdyn.sequences.codecs import DAMAGE, check_blosc
 from invdyn.sequences.file_reader import FAIL, FileReader, changed, check_choice, plan_file
-from invdyn.sequences.files import describe, find_files, open_binary, reading, require_package, source_file
+from invdyn.sequences.files import describe, find_files, open_binary, reading, source_file
 from invdyn.sequences.hdf5 import (
     MAX_VECTOR_NDIM,
     check_numeric,
@@ -164,27 +164,25 @@ def open_zarr(path: str) -> Iterator[zarr.Group]:
     """Open a zarr v2 group in a folder or a zip file.
 
     Raises:
-        DataError: when it is missing, corrupt or not such a group, or zarr is not installed.
+        DataError: when it is missing, corrupt or not such a group.
     """
-    library = require_package("zarr", "diffusion_policy")
+    import zarr
+
     if not storage.exists(path):
         raise DataError(f"file not found: {path}")
     check_blosc()
     with reading(path, zipfile.BadZipFile, *DAMAGE):
         if storage.is_url(path):
             with storage.explained(path), _open_store(path) as store:
-                yield library.open_group(store, mode="r", zarr_format=2)
+                yield zarr.open_group(store, mode="r", zarr_format=2)
             return
         if storage.is_folder(path):
-            yield library.open_group(path, mode="r", zarr_format=2)
+            yield zarr.open_group(path, mode="r", zarr_format=2)
             return
         # A store that failed to open cannot be closed: let a damaged file fail before.
         zipfile.ZipFile(path).close()
-        store = library.storage.ZipStore(path, mode="r")
-        try:
-            yield library.open_group(store, mode="r", zarr_format=2)
-        finally:
-            store.close()
+        with zarr.storage.ZipStore(path, mode="r") as archive:
+            yield zarr.open_group(archive, mode="r", zarr_format=2)
 
 
 @contextmanager

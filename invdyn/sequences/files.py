@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any, BinaryIO
 
 import h5py
@@ -147,20 +145,6 @@ def read_json_lines(path: str) -> list[dict[str, Any]]:
         DataError: when the file is missing or a line is not a JSON object.
     """
     return [_parse_json(line, path) for line in _read_text(path).splitlines() if line.strip()]
-
-
-def require_package(name: str, format_name: str) -> ModuleType:
-    """Import an optional package.
-
-    Raises:
-        DataError: when it is not installed, with the command that installs it.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise DataError(
-            f"reading {format_name} recordings needs the package {name!r}: {error}; install it with: pip install {name}"
-        ) from None
 
 
 def _read_text(path: str) -> str:

@@ -36,7 +36,6 @@ ACTION_KEY = "action"
 DATA_GROUP = "data"
 EPISODE_ENDS = "meta/episode_ends"
 STATE_ENDS = "meta/state_ends"
-FORMAT_ATTRIBUTE = "invdyn-sequences"
 COLLECTING_MARKER = ".collecting.json"
 
 

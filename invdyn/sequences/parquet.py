@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Num
 
 from invdyn.errors import DataError
-from invdyn.sequences.files import open_binary, reading, require_package
+from invdyn.sequences.files import open_binary, reading
 
 if TYPE_CHECKING:
     import pyarrow
@@ -22,11 +22,12 @@ def open_parquet(path: str) -> Iterator[pyarrow.parquet.ParquetFile]:
     """Open a Parquet file.
 
     Raises:
-        DataError: when it is missing, truncated, corrupt or not Parquet, or pyarrow is not installed.
+        DataError: when it is missing, truncated, corrupt or not Parquet.
     """
-    arrow = require_package("pyarrow", "Parquet")
-    parquet = require_package("pyarrow.parquet", "Parquet")
-    damage = (arrow.ArrowException, UnicodeDecodeError)  # a name in a damaged footer
+    import pyarrow
+    from pyarrow import parquet
+
+    damage = (pyarrow.ArrowException, UnicodeDecodeError)  # a name in a damaged footer
     with reading(path, *damage), open_binary(path) as source, parquet.ParquetFile(source) as file:
         yield file
 

@@ -503,16 +503,3 @@ def test_bad_options(format_name: str, options: dict[str, Any], message: str, tm
 def test_options_of_several_types(ends: object, num_episodes: int, tmp_path: Path) -> None:
     path = writers.write_d4rl(tmp_path, make_episodes([3, 4]))
     assert open_sequences(str(path), options={"episode_ends": ends}).inspect().num_episodes == num_episodes
-
-
-@pytest.mark.parametrize("package", ["zarr", "pyarrow"])
-def test_missing_package_names_the_command(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = writers.write_zarr if package == "zarr" else writers.write_lerobot_v2
-    path = write(tmp_path, make_episodes([3]))
-
-    def fail(name: str) -> None:
-        raise ImportError(f"No module named {name!r}")
-
-    monkeypatch.setattr("invdyn.sequences.files.importlib.import_module", fail)
-    with pytest.raises(DataError, match=rf"needs the package '{package}.*pip install {package}"):
-        open_sequences(str(path)).inspect()
