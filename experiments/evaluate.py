@@ -76,7 +76,7 @@ def main() -> None:
         seed=args.seed,
         device=device,
     )
-    extra_warnings = dataset_warnings(checkpoint.config, store)
+    extra_warnings = checkpoint_warnings(checkpoint, store)
     report = write_report(
         evaluation,
         args.output or checkpoint.run_dir / OUTPUT_FOLDER,
@@ -132,11 +132,15 @@ def dataset_path(args: argparse.Namespace, config: RunConfig) -> str:
     return config.dataset_path
 
 
-def dataset_warnings(config: RunConfig, store: TransitionStore) -> list[str]:
-    """Return a warning when the dataset is not the one of the training run."""
-    if store.content_hash == config.dataset_hash:
-        return []
-    return [f"The model was trained on other rows: dataset {config.dataset_name}, content hash {config.dataset_hash}."]
+def checkpoint_warnings(checkpoint: Checkpoint, store: TransitionStore) -> list[str]:
+    """Return a warning when the model is not trained to the end, and when it was on other rows than the dataset's."""
+    config = checkpoint.config
+    found = [f"The checkpoint is {checkpoint.unfinished}."] if checkpoint.unfinished else []
+    if store.content_hash != config.dataset_hash:
+        found.append(
+            f"The model was trained on other rows: dataset {config.dataset_name}, content hash {config.dataset_hash}."
+        )
+    return found
 
 
 def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, dict[str, object]]:

@@ -6,10 +6,11 @@ python experiments/export.py --checkpoint RUN_DIR --format torch --output action
 from __future__ import annotations
 
 import argparse
+import sys
 
 from common import positive_int, run_command
 
-from invdyn.training.checkpoint import load_model
+from invdyn.training.checkpoint import load_checkpoint
 from invdyn.training.export import FORMATS, describe_program, export_model
 
 
@@ -28,7 +29,10 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Export, and print the program's inputs and where it is."""
     args = parse_arguments()
-    model = load_model(args.checkpoint, args.device)
+    checkpoint = load_checkpoint(args.checkpoint, args.device)
+    if checkpoint.unfinished:
+        print(f"warning: The checkpoint is {checkpoint.unfinished}.", file=sys.stderr)
+    model = checkpoint.with_constant_dims()
     path = export_model(
         model, args.output, args.format, num_inference_steps=args.num_inference_steps, solver=args.solver
     )

@@ -149,6 +149,7 @@ def evaluate(
         noise_floor=_noise_floor(store, rows) if split != "train" else None,
         posterior=posterior,
         posterior_reason=posterior_reason,
+        steps_chosen=getattr(next(iter(models.values())), "validated", None) is not None,
         results=results,
         truth=rows.action[:EXAMPLE_ROWS],
     )

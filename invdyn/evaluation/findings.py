@@ -37,7 +37,7 @@ def _about_model(evaluation: Evaluation) -> list[str]:
             numbers = f"energy score {own.energy_score:.3g} against {other.energy_score:.3g}"
             found.append(f"{own.label} is worse than the {other.label} baseline: {numbers}.")
     best = min(evaluation.of_model(evaluation.subject), key=lambda result: result.energy_score)
-    if own.energy_score > MUCH_WORSE * best.energy_score:
+    if evaluation.steps_chosen and own.energy_score > MUCH_WORSE * best.energy_score:
         found.append(
             f"{best.label} would be better than the model's own number of steps: energy score "
             f"{best.energy_score:.3g} against {own.energy_score:.3g}. Set num_inference_steps to "

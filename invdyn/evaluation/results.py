@@ -152,6 +152,7 @@ class Evaluation:
         noise_floor: how much neighbouring transitions leave open; None for training rows, and for too few others.
         posterior: the exact posterior's own scores, or None.
         posterior_reason: why there is no exact posterior, or None.
+        steps_chosen: whether the number of steps of the model under evaluation was chosen on validation rows.
         results: one per model and number of steps.
         truth: (rows, dims) the recorded actions of `Result.examples`, for plots; not in the JSON.
     """
@@ -171,6 +172,7 @@ class Evaluation:
     noise_floor: NoiseFloor | None
     posterior: ExactPosterior | None
     posterior_reason: str | None
+    steps_chosen: bool
     results: tuple[Result, ...]
     truth: Float[np.ndarray, "rows dims"] = field(repr=False, compare=False)
 

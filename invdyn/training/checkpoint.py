@@ -38,7 +38,7 @@ STATE_FILE = "trainer_state.pt"
 SAMPLING_FILE = "sampling.json"
 KEEP_LATEST = 2
 SELECTION_METRIC = "val_loss"
-STAGE = "stage"
+EPOCH, STAGE = "epoch", "stage"
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,32 @@ class Checkpoint:
     model: InverseDynamics
     config: RunConfig
     metrics: dict[str, float]
+
+    @property
+    def unfinished(self) -> str | None:
+        """How far training had come, in words; None where it had ended.
+
+        The best checkpoint of a run that has ended may be an earlier one.
+        """
+        num_epochs = self.config.training.num_epochs
+        if not self.model.trainable or (self.folder / SAMPLING_FILE).is_file():
+            return None
+        metrics = self.metrics
+        found = list_checkpoints(self.run_dir)
+        if found and self.folder == _best(found):
+            metrics = read_metrics(found[-1])
+        epoch = int(metrics.get(EPOCH, num_epochs))
+        if epoch >= num_epochs:
+            return None
+        untrained = self.metrics.get(STAGE, 1) == 0
+        return f"unfinished: epoch {epoch} of {num_epochs}" + ("; its flow is not trained yet" if untrained else "")
+
+    def with_constant_dims(self) -> InverseDynamics:
+        """Return the model in the recording's own dimensions; see `load_model`."""
+        constant = self.config.constant_dims
+        if constant is None or not (constant.state or constant.action):
+            return self.model
+        return WithConstantDims(self.model, constant.state, constant.action).to(self.model.device).eval()
 
 
 def save_checkpoint(
@@ -126,11 +152,7 @@ def load_model(path: str | AnyPath, device: str | None = "cpu") -> InverseDynami
     See `load_checkpoint`, whose model takes the dataset's rows: without the dimensions that `drop_constant_dims` left
     out of them, if any.
     """
-    checkpoint = load_checkpoint(path, device)
-    constant = checkpoint.config.constant_dims
-    if constant is None or not (constant.state or constant.action):
-        return checkpoint.model
-    return WithConstantDims(checkpoint.model, constant.state, constant.action).to(checkpoint.model.device).eval()
+    return load_checkpoint(path, device).with_constant_dims()
 
 
 def write_sampling(folder: AnyPath, chosen: SamplingSetting, curve: Sequence[Mapping[str, Any]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from invdyn.training.checkpoint import SELECTION_METRIC, STAGE, save_checkpoint
+from invdyn.training.checkpoint import EPOCH, SELECTION_METRIC, STAGE, save_checkpoint
 from invdyn.training.run_config import RunConfig
 from invdyn.training.tracking import Tracker
 from invdyn.training.trainer import Trainer
@@ -74,7 +74,7 @@ class Recorder:
         """
         trainer = self.trainer
         self.metrics = metrics = {
-            "epoch": done,
+            EPOCH: done,
             "train_loss": train_loss,
             **self.validation.evaluate(trainer.average),
             **({STAGE: trainer.average.stage} if trainer.average.num_stages > 1 else {}),

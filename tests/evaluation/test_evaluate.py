@@ -16,7 +16,7 @@ from invdyn.evaluation.evaluate import evaluate, linear_baseline
 from invdyn.evaluation.findings import warnings
 from invdyn.evaluation.results import Evaluation
 from invdyn.evaluation.summary import headline_cards, summary_table
-from invdyn.models.flow import FlowInverseDynamics
+from invdyn.models.flow import FlowInverseDynamics, SamplingSetting
 from invdyn.models.linear import LinearInverse
 from invdyn.transitions.store import TransitionStore
 from tests.evaluation.pendulum import ENV_ID, ENV_KWARGS, extract, record_pendulum, write_native
@@ -237,6 +237,20 @@ def test_a_model_worse_than_the_linear_baseline_is_reported(store: TransitionSto
     assert any("worse than the linear baseline" in text for text in warnings(found))
     found = evaluate({"exact": ExactModel(4, 1), "linear": linear_baseline(store)}, store)
     assert warnings(found) == []
+
+
+def test_advice_about_the_number_of_steps_is_for_those_that_were_chosen(store: TransitionStore) -> None:
+    """An unfinished run has chosen none, and goes on with its own once it has."""
+    flow = flow_of(store)
+    assert not evaluate({"flow": flow}, store, step_counts=(1,)).steps_chosen
+    flow.use_sampling(SamplingSetting("euler", 4), [])
+    found = evaluate({"flow": flow}, store, step_counts=(1,))
+    assert found.steps_chosen
+    own = found.default_of("flow")
+    worse = dataclasses.replace(own, scores=dataclasses.replace(own.scores, energy_score=1e3))
+    found = dataclasses.replace(found, results=tuple(worse if result is own else result for result in found.results))
+    assert any("Set num_inference_steps to 1." in text for text in warnings(found))
+    assert not any("num_inference_steps" in text for text in warnings(dataclasses.replace(found, steps_chosen=False)))
 
 
 def test_bad_requests_are_refused(store: TransitionStore, tmp_path: Path, recording: Path) -> None:

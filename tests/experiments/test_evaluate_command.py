@@ -15,7 +15,8 @@ from invdyn.training.checkpoint import Checkpoint, list_checkpoints, load_checkp
 from invdyn.training.loop import train_loop
 from invdyn.transitions.store import TransitionStore
 from tests.experiments.conftest import RunHere
-from tests.training.runs import CPU, FLOW, dataset_config, make_dataset, run_config
+from tests.training.runs import CPU, FLOW, TWO_STAGES, dataset_config, make_dataset, run_config
+from tests.training.test_loop import Stopped, stop_at
 
 TRAINING = "training the MLP baseline: 2 epochs"
 
@@ -80,6 +81,21 @@ def test_a_baseline_that_was_killed_is_trained_anew(
     assert main("--checkpoint", run_dir, "--baselines", "mlp") == 0
     assert TRAINING in capsys.readouterr().out
     assert (folder / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warning"),
+    [(1, "unfinished: epoch 1 of 4; its flow is not trained yet."), (3, "unfinished: epoch 3 of 4.")],
+)
+def test_a_run_that_did_not_end(
+    main: RunHere, store: TransitionStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], epochs: int, warning: str
+) -> None:
+    with pytest.raises(Stopped):
+        train_loop(run_config(store, tmp_path / "cut", TWO_STAGES, num_epochs=4, checkpoints=4), stop_at(epochs))
+    assert main("--checkpoint", tmp_path / "cut", "--baselines", "none") == 0
+    printed = capsys.readouterr().out
+    assert f"warning: The checkpoint is {warning}\n" in printed
+    assert warning in (tmp_path / "cut/evaluation/report.html").read_text()
 
 
 def test_no_baselines(main: RunHere, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

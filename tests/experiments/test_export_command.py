@@ -12,6 +12,7 @@ from invdyn.training.checkpoint import load_model
 from invdyn.training.loop import train_loop
 from tests.experiments.conftest import RunHere
 from tests.training.runs import CPU, make_dataset, run_config
+from tests.training.test_loop import Stopped, stop_at
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,14 @@ def test_export(main: RunHere, run_dir: Path, tmp_path: Path, capsys: pytest.Cap
     program = torch.export.load(tmp_path / "out/actions.pt2").module()
     expected = load_model(run_dir).sample_from(state, after, noise, num_inference_steps=1)
     torch.testing.assert_close(program(state, after, noise), expected)
+
+
+def test_a_run_that_did_not_end(main: RunHere, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = make_dataset(tmp_path)
+    with pytest.raises(Stopped):
+        train_loop(run_config(store, tmp_path / "cut", num_epochs=4, checkpoints=4), stop_at(3))
+    assert main("--checkpoint", tmp_path / "cut", "--format", "torch", "--output", "a.pt2") == 0
+    assert capsys.readouterr().err == "warning: The checkpoint is unfinished: epoch 3 of 4.\n"
 
 
 @pytest.mark.parametrize(

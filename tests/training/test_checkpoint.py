@@ -19,6 +19,7 @@ from invdyn.models.registry import build_model
 from invdyn.training import checkpoint
 from invdyn.training.checkpoint import (
     CHECKPOINTS,
+    SAMPLING_FILE,
     STATE_FILE,
     find_checkpoint,
     list_checkpoints,
@@ -91,6 +92,26 @@ def test_the_best_is_of_the_last_stage(config: RunConfig) -> None:
             assert find_checkpoint(config.run_dir).name == "step-000000002"
     assert find_checkpoint(config.run_dir).name == "step-000000004"
     assert names(config) == ["step-000000004", "step-000000005", "step-000000006"]
+
+
+def test_how_far_training_had_come(config: RunConfig, tmp_path: Path) -> None:
+    """The best checkpoint of a run that ended may be an earlier one, and keeps it when it is moved."""
+    save(config, 1, {"epoch": 1, "stage": 0, "val_loss": 0.3})
+    assert load_checkpoint(config.run_dir).unfinished == "unfinished: epoch 1 of 4; its flow is not trained yet"
+    best = save(config, 3, {"epoch": 3, "stage": 1, "val_loss": 0.1})
+    assert load_checkpoint(config.run_dir).unfinished == "unfinished: epoch 3 of 4"
+    save(config, 4, {"epoch": 4, "stage": 1, "val_loss": 0.2})
+    (best / SAMPLING_FILE).write_text('{"chosen": {"solver": "euler", "num_inference_steps": 1}, "curve": []}')
+    for path in (config.run_dir, best, shutil.copytree(best, tmp_path / "moved")):
+        assert load_checkpoint(path).folder.name in (best.name, "moved")
+        assert load_checkpoint(path).unfinished is None
+    (best / SAMPLING_FILE).unlink()
+    assert load_checkpoint(config.run_dir).unfinished is None
+
+
+def test_a_model_without_steps_is_finished(store: TransitionStore, tmp_path: Path) -> None:
+    train_loop(run_config(store, tmp_path / "linear", LINEAR), CPU)
+    assert load_checkpoint(tmp_path / "linear").unfinished is None
 
 
 def test_without_a_validation_loss_the_latest_counts(config: RunConfig) -> None:
