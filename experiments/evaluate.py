@@ -6,10 +6,9 @@ python experiments/evaluate.py --checkpoint RUN_DIR
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
-from common import positive_int, run_command, say_local
+from common import device_name, positive_int, run_command, say_local
 
 from invdyn.config import load_config
 from invdyn.evaluation.evaluate import MAX_ROWS, NUM_SAMPLES, STEP_COUNTS, check_dimensions, evaluate, linear_baseline
@@ -187,13 +186,6 @@ def seed_number(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a whole number, 0 or above, got {text!r}")
     return int(text)
-
-
-def device_name(text: str) -> str:
-    """Parse auto, cpu, cuda or cuda:N."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda or cuda:N, got {text!r}")
-    return text
 
 
 def baseline_names(text: str) -> tuple[str, ...]:

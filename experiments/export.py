@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from common import positive_int, run_command
+from common import device_name, positive_int, run_command
 
+from invdyn.errors import ConfigError
 from invdyn.training.checkpoint import load_checkpoint
 from invdyn.training.export import FORMATS, describe_program, export_model
 
@@ -22,7 +23,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", required=True, metavar="FILE", help="ends in .pt2, or .onnx for onnx")
     parser.add_argument("--num_inference_steps", type=positive_int, help="solver steps (default: the model's own)")
     parser.add_argument("--solver", help="solver (default: the model's own)")
-    parser.add_argument("--device", default="cpu", help="where the program will run: cpu (default), cuda or cuda:N")
+    parser.add_argument(
+        "--device",
+        type=device_name,
+        default="cpu",
+        help="where it will run: cpu (default), auto, cuda or cuda:N",
+    )
     return parser.parse_args()
 
 
@@ -36,6 +42,13 @@ def main() -> None:
     path = export_model(
         model, args.output, args.format, num_inference_steps=args.num_inference_steps, solver=args.solver
     )
+    try:
+        model.check_sampling(args.num_inference_steps, args.solver)
+    except ConfigError:
+        print(
+            "warning: The checkpoint was not validated with this solver and number of steps: `sample` refuses them.",
+            file=sys.stderr,
+        )
     print(describe_program(model))
     print(f"program: {path}")
 

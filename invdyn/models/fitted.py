@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -35,3 +36,15 @@ class FittedModel(InverseDynamics):
             if isinstance(stored, Tensor) and stored.dim() == getattr(self, name).dim():
                 setattr(self, name, getattr(self, name).new_empty(stored.shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def chunks_of(context: Float[Tensor, "batch context"], num_rows: int) -> tuple[Tensor, ...]:
+    """Return the rows in chunks that bound the memory of a prediction; all at once in an exported program.
+
+    A program's batch is free, so it cannot hold a chunk for each part of one.
+
+    Args:
+        context: encoded rows.
+        num_rows: of a chunk, at most.
+    """
+    return (context,) if torch.compiler.is_exporting() else context.split(max(1, num_rows))

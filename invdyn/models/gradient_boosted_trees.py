@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from invdyn.errors import ConfigError
 from invdyn.models.base import BaseKind, Noise
-from invdyn.models.fitted import FittedModel
+from invdyn.models.fitted import FittedModel, chunks_of
 
 _CHUNK_ELEMENTS = 2**22
 
@@ -79,6 +79,7 @@ class GradientBoostedTrees(FittedModel):
         self.register_buffer("branches", torch.zeros((*shape, 2), dtype=torch.long))
         self.register_buffer("value", torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("depth", torch.zeros((), dtype=torch.long))
+        self.num_levels = 0  # `depth` as a number: a program is exported without the values of its tensors
         self.register_buffer("baseline", torch.zeros(self.target_dim, dtype=torch.float64))
 
     @override
@@ -130,10 +131,16 @@ class GradientBoostedTrees(FittedModel):
             "baseline": baseline,
         }.items():
             setattr(self, name, torch.from_numpy(array).to(self.device))
+        self.num_levels = depth
+
+    @override
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.num_levels = int(self.depth)
 
     def predict(self, context: Float[Tensor, "batch context"]) -> Float[Tensor, "batch target"]:
         """Return the targets, float64: from the root of every tree, go left where feature <= threshold."""
-        chunks = context.split(max(1, _CHUNK_ELEMENTS // self.feature[..., 0].numel()))
+        chunks = chunks_of(context, _CHUNK_ELEMENTS // self.feature[..., 0].numel())
         return torch.cat([self._predict_chunk(chunk.double()) for chunk in chunks])
 
     @override
@@ -159,8 +166,8 @@ class GradientBoostedTrees(FittedModel):
         feature, threshold = self.feature.flatten(), self.threshold.flatten()
         branches, value = self.branches.flatten(0, 2), self.value.flatten()
         root = torch.arange(targets * trees, device=context.device) * nodes
-        node = root.expand(len(context), -1)
-        for _ in range(int(self.depth)):
+        node = root.expand(context.shape[0], -1)
+        for _ in range(self.num_levels):
             goes_right = context.gather(1, feature[node]) > threshold[node]
             node = root + branches[node, goes_right.long()]
         leaves: Tensor = value[node].unflatten(1, (targets, trees))

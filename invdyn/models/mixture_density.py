@@ -139,7 +139,7 @@ class MixtureDensity(InverseDynamics):
         logits, mean, raw, below = torch.split(self.network(context), self.sizes, dim=1)
         shape = (self.num_components, self.target_dim)
         if not self.sizes[0]:
-            logits = mean.new_zeros(len(context), 1)
+            logits = torch.zeros_like(mean[:, :1])  # not len(): it would fix the batch size of an exported program
         return Mixture(
             functional.log_softmax(logits, dim=1),
             mean.unflatten(1, shape),

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from invdyn.errors import ConfigError
 from invdyn.models.base import BaseKind, Noise
-from invdyn.models.fitted import FittedModel
+from invdyn.models.fitted import FittedModel, chunks_of
 from invdyn.models.mixture_density import pick
 
 _CHUNK_ELEMENTS = 2**24
@@ -84,7 +84,7 @@ class NearestNeighbours(FittedModel):
 
     def neighbours(self, context: Float[Tensor, "batch context"]) -> tuple[Float[Tensor, "batch k"], Tensor]:
         """Return weight (summing to 1) and row number of each neighbour, both (batch, k), nearest first."""
-        chunks = context.split(max(1, _CHUNK_ELEMENTS // len(self.row_context)))
+        chunks = chunks_of(context, _CHUNK_ELEMENTS // len(self.row_context))
         weight, found = zip(*(self._chunk_neighbours(chunk) for chunk in chunks), strict=True)
         return torch.cat(weight), torch.cat(found)
 
@@ -97,7 +97,7 @@ class NearestNeighbours(FittedModel):
         solver: str | None,
     ) -> Float[Tensor, "samples batch target"]:
         weight, found = self.neighbours(context)
-        chosen = found.expand(len(noise), -1, -1).gather(2, pick(weight, noise[..., 0])[..., None])[..., 0]
+        chosen = found.expand(noise.shape[0], -1, -1).gather(2, pick(weight, noise[..., 0])[..., None])[..., 0]
         return self.row_target[chosen]
 
     def _chunk_neighbours(self, context: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ where only torch is (`torch`), as machine code without a compiler or Python over
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -84,8 +85,8 @@ def export_model(
         The path.
 
     Raises:
-        ConfigError: for an unknown format, another ending, a model that cannot be exported, or when what the format
-            needs (a compiler, packages) is missing.
+        ConfigError: for an unknown format, another ending, a model that cannot be exported, a file that cannot be
+            written, or when what the format needs (a compiler, packages) is missing.
     """
     if file_format not in FORMATS:
         raise ConfigError(
@@ -97,23 +98,45 @@ def export_model(
         raise ConfigError(f"a file of format {file_format} must end in {ending}, got {path.name}")
     _check_tools(file_format, model.device)
     program = ActionProgram(model, num_inference_steps, solver).eval().requires_grad_(False)
-    example = program.example()
     with torch.no_grad():
-        program(*example)  # what cannot be exported says so in words of its own
-        batch, samples = Dim("batch"), Dim("samples")
-        shapes = {"state": {0: batch}, "next_state": {0: batch}, "noise": {0: samples, 1: batch}}
-        exported = torch.export.export(program, example, dynamic_shapes=shapes)
+        program(*program.example())  # what cannot be exported says so in words of its own
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save(exported, temporary)
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        temporary.touch()  # exporting takes up to minutes: what cannot be written is found before
+        save(trace(program), temporary)
         os.replace(temporary, path)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror or error}; give another --output") from None
+    except RuntimeError as error:  # of the compilers and converters
+        raise ConfigError(
+            f"format {file_format} must be able to hold the model, {_name(model)} did not fit: "
+            f"{_short(error.__cause__ or error)}; give another --format"
+        ) from None
     finally:
-        if temporary.exists():
-            temporary.unlink()
+        if path.parent.is_dir():
+            temporary.unlink(missing_ok=True)
     return path
+
+
+def trace(program: ActionProgram) -> ExportedProgram:
+    """Return a program whose batch and number of samples are free.
+
+    Raises:
+        ConfigError: when the model cannot be traced, or not with any batch.
+    """
+    batch, samples = Dim("batch"), Dim("samples")
+    shapes = {"state": {0: batch}, "next_state": {0: batch}, "noise": {0: samples, 1: batch}}
+    try:
+        with torch.no_grad():
+            return torch.export.export(program, program.example(), dynamic_shapes=shapes)
+    except RuntimeError as error:  # torch's UserError is one
+        raise ConfigError(
+            f"the model must be one that torch.export can trace with any batch, {_name(program.model)} is none: "
+            f"{_short(error)}; use `sample`"
+        ) from None
 
 
 def describe_program(model: InverseDynamics) -> str:
@@ -126,6 +149,14 @@ def describe_program(model: InverseDynamics) -> str:
     )
 
 
+def _name(model: InverseDynamics) -> str:
+    return type(getattr(model, "inner", model)).__name__
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
 def _check_tools(file_format: str, device: torch.device) -> None:
     if file_format == "aoti":
         require_compiler(device)
@@ -134,11 +165,16 @@ def _check_tools(file_format: str, device: torch.device) -> None:
 
 
 def _save_torch(program: ExportedProgram, path: Path) -> None:
-    torch.export.save(program, path)
+    # By way of the memory: torch's own writer of files ends the process on a disk that is full.
+    packed = io.BytesIO()
+    torch.export.save(program, packed)
+    path.write_bytes(packed.getbuffer())
 
 
 def _save_aoti(program: ExportedProgram, path: Path) -> None:
-    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    packed = io.BytesIO()
+    torch._inductor.aoti_compile_and_package(program, package_path=packed)
+    path.write_bytes(packed.getbuffer())
 
 
 def _save_onnx(program: ExportedProgram, path: Path) -> None:

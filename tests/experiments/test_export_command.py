@@ -40,6 +40,16 @@ def test_export(main: RunHere, run_dir: Path, tmp_path: Path, capsys: pytest.Cap
     torch.testing.assert_close(program(state, after, noise), expected)
 
 
+def test_steps_that_were_not_validated(main: RunHere, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--checkpoint", run_dir, "--format", "torch", "--output", "a.pt2")
+    assert main(*flags) == 0
+    assert capsys.readouterr().err == ""
+    assert main(*flags, "--num_inference_steps", 3) == 0
+    assert capsys.readouterr().err == (
+        "warning: The checkpoint was not validated with this solver and number of steps: `sample` refuses them.\n"
+    )
+
+
 def test_a_run_that_did_not_end(main: RunHere, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = make_dataset(tmp_path)
     with pytest.raises(Stopped):
@@ -57,6 +67,7 @@ def test_a_run_that_did_not_end(main: RunHere, tmp_path: Path, capsys: pytest.Ca
         ),
         (("--format", "torch", "--output", "a.onnx"), "error: a file of format torch must end in .pt2, got a.onnx"),
         (("--format", "torch", "--output", "a.pt2", "--solver", "heun"), "error: solver must be one of "),
+        (("--format", "torch", "--output", "a.pt2", "--device", "gpu"), "must be auto, cpu, cuda or cuda:N, got 'gpu'"),
         (("--format", "torch", "--output", "a.pt2", "--checkpoint", "nowhere"), "error: checkpoint not found: nowhere"),
     ],
 )
@@ -70,6 +81,6 @@ def test_bad_input(
 ) -> None:
     assert main("--checkpoint", run_dir, *flags) == 2
     errors = capsys.readouterr().err
-    assert errors.startswith(message)
-    assert errors.count("\n") == 1
+    assert message in errors
+    assert errors.splitlines()[-1].startswith(("error: ", "export.py: error: "))
     assert list(tmp_path.iterdir()) == []

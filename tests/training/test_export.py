@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import subprocess
 import sys
 import zipfile
@@ -17,10 +18,14 @@ from torch import Tensor
 from invdyn.errors import ConfigError
 from invdyn.models import FlowInverseDynamics, InverseDynamics, LinearInverse, MLPRegression
 from invdyn.models.constant_dims import WithConstantDims
+from invdyn.models.fitted import FittedModel
 from invdyn.models.flow import SamplingSetting
+from invdyn.models.gradient_boosted_trees import GradientBoostedTrees
+from invdyn.models.mixture_density import GaussianRegression, MixtureDensity
+from invdyn.models.nearest_neighbours import NearestNeighbours
 from invdyn.statistics import Moments
 from invdyn.training import export
-from invdyn.training.export import describe_program, export_model
+from invdyn.training.export import EXAMPLE_SAMPLES, describe_program, export_model
 from tests.training.test_compiled import compiles
 
 pytestmark = pytest.mark.usefixtures("without_shape_checks")
@@ -39,6 +44,13 @@ def fitted(model: InverseDynamics) -> InverseDynamics:
     after = state[:, -model.state_dim :] + 1e-3 * (action.reshape(400, -1)[:, :1] + random.normal(size=(400, 1)))
     model.fit_normalization(Moments.of_transitions(*(v.astype(np.float32) for v in (state, action, after))))
     return model.eval()
+
+
+def fitted_to_rows(model: FittedModel) -> InverseDynamics:
+    fitted(model)
+    generator = torch.Generator().manual_seed(0)
+    model.fit(*(torch.randn(200, dim, generator=generator) for dim in (model.context_dim, model.target_dim)))
+    return model
 
 
 def flow(**options: object) -> InverseDynamics:
@@ -79,6 +91,12 @@ MODELS: dict[str, Callable[[], InverseDynamics]] = {
     "reference": lambda: flow(network="unet", base="none", normalize=False, down_dims=(4,)),
     "regression": lambda: fitted(MLPRegression(STATE_DIM, ACTION_DIM, (8,))),
     "linear": lambda: fitted(LinearInverse(STATE_DIM, ACTION_DIM)),
+    "Gaussian": lambda: fitted(GaussianRegression(STATE_DIM, 2, (8,))),
+    "diagonal Gaussian": lambda: fitted(GaussianRegression(STATE_DIM, ACTION_DIM, (8,), covariance="diagonal")),
+    "mixture": lambda: fitted(MixtureDensity(STATE_DIM, 2, 3, (8,))),
+    "mixture of one action": lambda: fitted(MixtureDensity(STATE_DIM, ACTION_DIM, 3, (8,))),
+    "neighbours": lambda: fitted_to_rows(NearestNeighbours(STATE_DIM, ACTION_DIM)),
+    "trees": lambda: fitted_to_rows(GradientBoostedTrees(STATE_DIM, 2, max_iter=5)),
     "constant dimensions": lambda: WithConstantDims(flow(), [(1, 5.0)], [(1, 0.25)]).eval(),
 }
 
@@ -91,6 +109,15 @@ def test_a_torch_program(name: str, tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["actions.pt2"]
 
 
+@pytest.mark.parametrize(
+    "name", ["diagonal Gaussian", "mixture of one action", "neighbours", "trees", "regression", "linear"]
+)
+def test_the_baselines_in_onnx(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model = MODELS[name]()
+    assert_same_actions(onnx_program(export_model(model, tmp_path / "actions.onnx", "onnx")), model)
+
+
 @compiles
 def test_machine_code(tmp_path: Path) -> None:
     model = on_gated_base(num_inference_steps=1)  # compiling takes its time for each step
@@ -100,20 +127,26 @@ def test_machine_code(tmp_path: Path) -> None:
 
 
 def test_onnx(tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime")
     model = on_gated_base()
     path = export_model(model, tmp_path / "actions.onnx", "onnx")
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    assert [each.name for each in session.get_inputs()] == ["state", "next_state", "noise"]
-    assert [each.name for each in session.get_outputs()] == ["actions"]
     assert [file.name for file in tmp_path.iterdir()] == ["actions.onnx"]
+    assert_same_actions(onnx_program(path), model)
+
+
+def onnx_program(path: Path) -> Program:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = ("state", "next_state", "noise")
+    assert tuple(each.name for each in session.get_inputs()) == names
+    assert [each.name for each in session.get_outputs()] == ["actions"]
 
     def program(*tensors: Tensor) -> Tensor:
-        names = ("state", "next_state", "noise")
         (actions,) = session.run(None, {name: t.numpy() for name, t in zip(names, tensors, strict=True)})
         return torch.from_numpy(actions)
 
-    assert_same_actions(program, model)
+    return program
 
 
 def test_the_documented_loader(tmp_path: Path) -> None:
@@ -165,6 +198,13 @@ class Drawn(LinearInverse):
     _targets_from_noise = InverseDynamics._targets_from_noise
 
 
+class OfOneBatch(LinearInverse):
+    """A model whose batch a program cannot leave free."""
+
+    def _targets_from_noise(self, context: Tensor, *_: object) -> Tensor:
+        return torch.zeros(EXAMPLE_SAMPLES, len(context), self.target_dim)
+
+
 @pytest.mark.parametrize(
     ("name", "file_format", "message"),
     [
@@ -172,18 +212,55 @@ class Drawn(LinearInverse):
         ("a.pt", "torch", r"a file of format torch must end in \.pt2, got a\.pt"),
         ("a.pt2", "onnx", r"a file of format onnx must end in \.onnx, got a\.pt2"),
         ("file/a.pt2", "torch", r"cannot write .*file/a\.pt2: .*; give another --output"),
+        ("/proc/a.pt2", "torch", r"cannot write /proc/a\.pt2: .*; give another --output"),
     ],
 )
 def test_bad_input(tmp_path: Path, name: str, file_format: str, message: str) -> None:
     (tmp_path / "file").touch()
+    """It is found before the model is traced, which takes time, and here fails."""
     with pytest.raises(ConfigError, match=message):
-        export_model(fitted(LinearInverse(2, 1)), tmp_path / name, file_format)
+        export_model(fitted(OfOneBatch(2, 1)), tmp_path / name, file_format)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_model_that_cannot_be_exported(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"the model must be a map from noise to actions .*, Drawn is none"):
-        export_model(fitted(Drawn(2, 1)), tmp_path / "a.pt2", "torch")
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Drawn(2, 1), r"the model must be a map from noise to actions .*, Drawn is none"),
+        (OfOneBatch(2, 1), r"the model must be one that torch.export can trace with any batch, OfOneBatch is none: .*"),
+    ],
+)
+def test_a_model_that_cannot_be_exported(tmp_path: Path, model: InverseDynamics, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        export_model(fitted(model), tmp_path / "a.pt2", "torch")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_written_whole(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    model = flow()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
+    try:
+        with pytest.raises(ConfigError, match=r"cannot write .*a\.pt2: File too large"):
+            export_model(model, tmp_path / "a.pt2", "torch")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.pt2").mkdir()
+    with pytest.raises(ConfigError, match=r"cannot write .*a\.pt2: it is a folder; give another --output"):
+        export_model(fitted(OfOneBatch(2, 1)), tmp_path / "a.pt2", "torch")
+
+
+@pytest.mark.parametrize("name", ["Gaussian", "mixture"])
+def test_onnx_cannot_solve_for_a_full_covariance(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(
+        ConfigError, match=r"^format onnx must be able to hold the model, \w+ did not fit: .*triangular"
+    ):
+        export_model(MODELS[name](), tmp_path / "a.onnx", "onnx")
 
 
 def test_missing_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
