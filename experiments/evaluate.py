@@ -11,9 +11,17 @@ from pathlib import Path
 from common import device_name, positive_int, run_command, say_local
 
 from invdyn.config import load_config
-from invdyn.evaluation.evaluate import MAX_ROWS, NUM_SAMPLES, STEP_COUNTS, check_dimensions, evaluate, linear_baseline
+from invdyn.evaluation.evaluate import (
+    MAX_ROWS,
+    NUM_SAMPLES,
+    STEP_COUNTS,
+    check_dimensions,
+    check_request,
+    evaluate,
+    linear_baseline,
+)
 from invdyn.evaluation.findings import LINEAR, MLP, warnings
-from invdyn.evaluation.report import dataset_facts, write_report
+from invdyn.evaluation.report import dataset_facts, make_folder, write_report
 from invdyn.evaluation.results import Evaluation
 from invdyn.evaluation.summary import summary_table
 from invdyn.models.base import InverseDynamics
@@ -25,6 +33,7 @@ from invdyn.training.tracking import METRICS_CSV
 from invdyn.transitions.dataset_config import DatasetConfig
 from invdyn.transitions.plan import SPLITS
 from invdyn.transitions.store import TransitionStore
+from invdyn.url_path import as_path
 
 BASELINES = (LINEAR, MLP)
 MLP_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "inverse_dynamics" / "mlp.yaml"
@@ -40,7 +49,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dataset_config", help="YAML of another dataset (default: the one the model was trained on)")
     parser.add_argument("--split", choices=SPLITS, default="test", help="rows to evaluate (default: %(default)s)")
     parser.add_argument(
-        "--step_counts", type=step_counts, metavar="N,N,...", help="solver steps to try, besides the model's own number"
+        "--step_counts",
+        type=parse_step_counts,
+        metavar="N,N,...",
+        help="solver steps to try, besides the model's own number",
     )
     parser.add_argument("--num_samples", type=positive_int, default=NUM_SAMPLES, help="predictions per transition")
     parser.add_argument("--max_rows", type=positive_int, help=f"rows to use (default: {MAX_ROWS})")
@@ -62,6 +74,11 @@ def main() -> None:
     store = TransitionStore(dataset_path(args, checkpoint.config))
     name = checkpoint.config.model.name
     check_dimensions(name, checkpoint.model, store)
+    step_counts = args.step_counts or (SMOKE_STEP_COUNTS if args.smoke else STEP_COUNTS)
+    max_rows = args.max_rows or (SMOKE_ROWS if args.smoke else MAX_ROWS)
+    check_request(store, args.split, step_counts, args.num_samples, max_rows)
+    output = as_path(args.output) if args.output else checkpoint.run_dir / OUTPUT_FOLDER
+    make_folder(output)
     say_local(str(device))
     models = {name: checkpoint.model}
     models |= {other: model for other, model in baselines(checkpoint, store, args.baselines).items() if other != name}
@@ -69,16 +86,16 @@ def main() -> None:
         models,
         store,
         split=args.split,
-        step_counts=args.step_counts or (SMOKE_STEP_COUNTS if args.smoke else STEP_COUNTS),
+        step_counts=step_counts,
         num_samples=args.num_samples,
-        max_rows=args.max_rows or (SMOKE_ROWS if args.smoke else MAX_ROWS),
+        max_rows=max_rows,
         seed=args.seed,
         device=device,
     )
     extra_warnings = checkpoint_warnings(checkpoint, store)
     report = write_report(
         evaluation,
-        args.output or checkpoint.run_dir / OUTPUT_FOLDER,
+        output,
         title=f"{name} on {store.manifest['name']}",
         sections={"Dataset": dataset_facts(store, args.split), **checkpoint_facts(checkpoint)},
         extra_warnings=extra_warnings,
@@ -176,7 +193,7 @@ def print_summary(evaluation: Evaluation, extra_warnings: list[str]) -> None:
         print(f"warning: {warning}")
 
 
-def step_counts(text: str) -> tuple[int, ...]:
+def parse_step_counts(text: str) -> tuple[int, ...]:
     """Parse 1,2,4."""
     return tuple(positive_int(part.strip()) for part in text.split(","))
 

@@ -116,11 +116,7 @@ def evaluate(
         DataError: when the split has no rows, or a model has other dimensions than the dataset.
         ConfigError: when a count is too small.
     """
-    if num_samples < 2 or min(step_counts, default=1) < 1 or max_rows < 1:
-        raise ConfigError(
-            "num_samples must be 2 or more, step counts and max_rows 1 or more; got "
-            f"{num_samples}, {list(step_counts)} and {max_rows}"
-        )
+    check_request(store, split, step_counts, num_samples, max_rows)
     for name, model in models.items():
         check_dimensions(name, model, store)
     device = torch.device(device)
@@ -178,10 +174,26 @@ def check_dimensions(name: str, model: InverseDynamics, store: TransitionStore) 
         )
 
 
+def check_request(
+    store: TransitionStore, split: str, step_counts: Sequence[int], num_samples: int, max_rows: int
+) -> None:
+    """Check the arguments of `evaluate`.
+
+    Raises:
+        DataError: when the split has no rows.
+        ConfigError: when a count is too small.
+    """
+    if num_samples < 2 or min(step_counts, default=1) < 1 or max_rows < 1:
+        raise ConfigError(
+            "num_samples must be 2 or more, step counts and max_rows 1 or more; got "
+            f"{num_samples}, {list(step_counts)} and {max_rows}"
+        )
+    if store.num_rows(split) == 0:
+        raise DataError(f"the {split} split must have rows, {store.path} has none; evaluate another split with --split")
+
+
 def _load_rows(store: TransitionStore, split: str, max_rows: int, seed: int) -> _Rows:
     available = store.num_rows(split)
-    if available == 0:
-        raise DataError(f"the {split} split must have rows, {store.path} has none; evaluate another split with --split")
     if available > max_rows:
         chosen = np.sort(np.random.default_rng(seed).choice(available, max_rows, replace=False))
         columns: Columns = store.take(split, chosen, columns=COLUMNS)

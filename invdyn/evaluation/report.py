@@ -38,6 +38,7 @@ from invdyn.url_path import AnyPath, as_path, write_whole
 
 REPORT_FILE = "report.html"
 METRICS_FILE = "metrics.json"
+WRITABLE = ".writable"
 Sections = Mapping[str, Mapping[str, object]]
 
 
@@ -69,16 +70,35 @@ def write_report(
     """
     output = as_path(output)
     found = [*extra_warnings, *warnings(evaluation)]
+    make_folder(output)
     try:
-        output.mkdir(parents=True, exist_ok=True)
         pictures = _draw(evaluation, output, metrics_csv)
         page = render_page(title, _blocks(evaluation, title, sections, found, pictures))
         write_whole(output / REPORT_FILE, page)
     except OSError as error:
-        raise DataError(f"cannot write the report to {output}: {error}; free some space or give --output") from None
+        raise _not_written(output, error) from None
     facts = {"title": title, "warnings": found, **evaluation.to_json(), "sections": sections}
     write_json(str(output / METRICS_FILE), to_plain(facts))
     return output / REPORT_FILE
+
+
+def make_folder(output: AnyPath) -> None:
+    """Make the folder of a report where it is missing, and check that files can be written to it.
+
+    Raises:
+        DataError: when they cannot.
+        StorageError: when a storage service does not take them.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        write_whole(output / WRITABLE, "")
+        (output / WRITABLE).unlink(missing_ok=True)
+    except OSError as error:
+        raise _not_written(output, error) from None
+
+
+def _not_written(output: AnyPath, error: OSError) -> DataError:
+    return DataError(f"cannot write the report to {output}: {error}; free some space or give --output")
 
 
 def dataset_facts(store: TransitionStore, split: str) -> dict[str, object]:

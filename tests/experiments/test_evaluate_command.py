@@ -15,7 +15,7 @@ from invdyn.training.checkpoint import Checkpoint, list_checkpoints, load_checkp
 from invdyn.training.loop import train_loop
 from invdyn.transitions.store import TransitionStore
 from tests.experiments.conftest import RunHere
-from tests.training.runs import CPU, FLOW, TWO_STAGES, dataset_config, make_dataset, run_config
+from tests.training.runs import CPU, FLOW, LINEAR, TWO_STAGES, dataset_config, make_dataset, run_config
 from tests.training.test_loop import Stopped, stop_at
 
 TRAINING = "training the MLP baseline: 2 epochs"
@@ -129,7 +129,28 @@ def test_a_baseline_that_cannot_be_trained(main: RunHere, run_dir: Path, capsys:
     assert place.startswith("local: one process on this machine, ")
     assert place.endswith(" GPUs; uses cpu")
     assert error.startswith("error: run folder cannot be written: ")
-    assert not (run_dir / "evaluation").exists()
+    assert not (run_dir / "evaluation/report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--output", "file/report"), "error: cannot write the report to file/report: "),
+        (("--num_samples", 1), "error: num_samples must be 2 or more"),
+        (("--split", "val"), "error: the val split must have rows, "),
+    ],
+)
+def test_what_cannot_work_is_said_before_a_baseline_is_trained(
+    main: RunHere, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[object, ...], message: str
+) -> None:
+    store = make_dataset(tmp_path, val_ratio=0.0)
+    train_loop(run_config(store, tmp_path / "run", LINEAR), CPU)
+    Path("file").touch()
+    assert main("--checkpoint", tmp_path / "run", *flags) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(message)
+    assert TRAINING not in printed.out
+    assert not (tmp_path / "run/baselines").exists()
 
 
 @pytest.mark.parametrize(
