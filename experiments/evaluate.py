@@ -11,6 +11,7 @@ from pathlib import Path
 from common import device_name, positive_int, run_command, say_local
 
 from invdyn.config import load_config
+from invdyn.errors import DataError
 from invdyn.evaluation.evaluate import (
     MAX_ROWS,
     NUM_SAMPLES,
@@ -108,17 +109,36 @@ def main() -> None:
 def baselines(
     checkpoint: Checkpoint, store: TransitionStore, names: tuple[str, ...] = BASELINES
 ) -> dict[str, InverseDynamics]:
-    """Return the baselines on the dataset, in the order of their quality to expect."""
+    """Return the baselines, in the order of their quality to expect.
+
+    All are made from the rows that the model was trained on, whichever it is evaluated on; the linear inverse, which
+    takes no time, from those of the dataset at hand where they are gone.
+    """
+    trained_on = training_dataset(checkpoint.config, store)
     models: dict[str, InverseDynamics] = {}
-    if MLP in names:
-        models[MLP] = mlp_baseline(checkpoint, store)
+    if MLP in names and trained_on is not None:
+        models[MLP] = mlp_baseline(checkpoint, trained_on)
+    elif MLP in names:
+        path = checkpoint.config.dataset_path
+        print(f"without the MLP baseline: the rows that the model was trained on are not in {path}")
     if LINEAR in names:
-        models[LINEAR] = linear_baseline(store)
+        models[LINEAR] = linear_baseline(trained_on or store)
     return models
 
 
+def training_dataset(config: RunConfig, store: TransitionStore) -> TransitionStore | None:
+    """Return the dataset of the training run: the given one if it has its rows; None where those are gone."""
+    if store.content_hash == config.dataset_hash:
+        return store
+    try:
+        own = TransitionStore(config.dataset_path)
+    except DataError:
+        return None
+    return own if own.content_hash == config.dataset_hash else None
+
+
 def mlp_baseline(checkpoint: Checkpoint, store: TransitionStore) -> InverseDynamics:
-    """Return MLP regression trained on the same rows for the same number of steps; trained once, then loaded.
+    """Return MLP regression trained on the model's rows for the same number of steps; trained once, then loaded.
 
     Raises:
         DataError: when it cannot be trained or its folder not be written.
