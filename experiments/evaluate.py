@@ -27,7 +27,7 @@ from invdyn.evaluation.results import Evaluation
 from invdyn.evaluation.summary import summary_table
 from invdyn.models.base import InverseDynamics
 from invdyn.models.registry import load_model_config
-from invdyn.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
+from invdyn.training.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint
 from invdyn.training.distributed import train
 from invdyn.training.run_config import RunConfig, TrackingConfig, resolve_device
 from invdyn.training.tracking import METRICS_CSV
@@ -41,6 +41,7 @@ MLP_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "inverse_dynam
 SMOKE_ROWS = 500
 SMOKE_STEP_COUNTS = (1, 2, 4)
 OUTPUT_FOLDER = "evaluation"
+DEFAULT_SPLIT = "test"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -48,7 +49,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, metavar="RUN_DIR", help="a run, or one of its checkpoints")
     parser.add_argument("--dataset_config", help="YAML of another dataset (default: the one the model was trained on)")
-    parser.add_argument("--split", choices=SPLITS, default="test", help="rows to evaluate (default: %(default)s)")
+    parser.add_argument(
+        "--split", choices=SPLITS, default=DEFAULT_SPLIT, help="rows to evaluate (default: %(default)s)"
+    )
     parser.add_argument(
         "--step_counts",
         type=parse_step_counts,
@@ -62,7 +65,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=seed_number, default=0, help="of the rows and the noise")
     parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--output", help="folder of the report (default: RUN_DIR/evaluation)")
+    parser.add_argument(
+        "--output",
+        help="folder of the report (default: RUN_DIR/evaluation, and in its name what is not the default: another "
+        "checkpoint than the best, dataset or split)",
+    )
     parser.add_argument("--smoke", action="store_true", help="shrink the work to seconds on a CPU")
     return parser.parse_args()
 
@@ -78,7 +85,7 @@ def main() -> None:
     step_counts = args.step_counts or (SMOKE_STEP_COUNTS if args.smoke else STEP_COUNTS)
     max_rows = args.max_rows or (SMOKE_ROWS if args.smoke else MAX_ROWS)
     check_request(store, args.split, step_counts, args.num_samples, max_rows)
-    output = as_path(args.output) if args.output else checkpoint.run_dir / OUTPUT_FOLDER
+    output = as_path(args.output) if args.output else checkpoint.run_dir / output_name(checkpoint, store, args.split)
     make_folder(output)
     say_local(str(device))
     models = {name: checkpoint.model}
@@ -124,6 +131,18 @@ def baselines(
     if LINEAR in names:
         models[LINEAR] = linear_baseline(trained_on or store)
     return models
+
+
+def output_name(checkpoint: Checkpoint, store: TransitionStore, split: str) -> str:
+    """Return the name of the report's folder: no report takes the place of one of other rows or weights."""
+    parts = [OUTPUT_FOLDER]
+    if checkpoint.folder != find_checkpoint(checkpoint.run_dir):
+        parts.append(checkpoint.folder.name)
+    if store.content_hash != checkpoint.config.dataset_hash:
+        parts += [store.manifest["name"], store.content_hash[:8]]
+    if split != DEFAULT_SPLIT:
+        parts.append(split)
+    return "-".join(parts)
 
 
 def training_dataset(config: RunConfig, store: TransitionStore) -> TransitionStore | None:

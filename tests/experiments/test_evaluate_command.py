@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,6 +126,28 @@ def test_the_baselines_are_of_the_rows_that_the_model_was_trained_on(
     assert said in capsys.readouterr().out
     values = json.loads(Path("gone_report/metrics.json").read_text())
     assert {each["model"] for each in values["results"]} == {FLOW["name"], "linear"}
+
+
+def test_a_report_of_something_else_gets_a_folder_of_its_own(
+    main: RunHere, store: TransitionStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    train_loop(run_config(store, run_dir, LINEAR), CPU)
+    (best,) = list_checkpoints(run_dir)
+    worse = run_dir / "checkpoints/step-000000000-worse"
+    shutil.copytree(best, worse)
+    metrics = json.loads((worse / "metrics.json").read_text())
+    (worse / "metrics.json").write_text(json.dumps({**metrics, "val_loss": 1e3}))
+    other = other_dataset(tmp_path)
+    name = f"evaluation-tiny-{TransitionStore(str(tmp_path / 'other/inverse_dynamics/tiny')).content_hash[:8]}"
+    for flags, folder in [
+        ((run_dir,), "evaluation"),
+        ((best,), "evaluation"),
+        ((worse, "--split", "val"), f"evaluation-{worse.name}-val"),
+        ((run_dir, "--dataset_config", other), name),
+    ]:
+        assert main("--baselines", "none", "--checkpoint", *flags) == 0
+        assert capsys.readouterr().out.endswith(f"report: {run_dir / folder}/report.html\n")
 
 
 def other_dataset(folder: Path) -> Path:
