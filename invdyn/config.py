@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from invdyn.errors import ConfigError
@@ -152,13 +153,17 @@ def _short(value: Any, limit: int = 80) -> str:
 
 
 def _fields_at(schema: type[Config], location: Sequence[str]) -> list[str]:
-    """Names of the fields of the config class that a key path leads to."""
+    """Names, as YAML has them, of the fields of the config class that a key path leads to."""
     current: list[type[Config]] = [schema]
     for part in location:
-        fields = [c.model_fields[part].annotation for c in current if part in c.model_fields]
+        fields = [field.annotation for c in current for name, field in _yaml_fields(c) if name == part]
         if fields:
             current = [c for annotation in fields for c in _config_classes(annotation)]
-    return [name for c in current for name in c.model_fields]
+    return [name for c in current for name, _ in _yaml_fields(c)]
+
+
+def _yaml_fields(schema: type[Config]) -> list[tuple[str, FieldInfo]]:
+    return [(field.alias or name, field) for name, field in schema.model_fields.items()]
 
 
 def _config_classes(annotation: Any) -> list[type[Config]]:

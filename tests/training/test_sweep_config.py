@@ -89,6 +89,8 @@ def test_what_is_saved_loads_to_the_same_sweep(tmp_path: Path) -> None:
             "num_epochs must be null where space holds training.num_epochs",
         ),
         ({"num_trial": 3}, "unknown key 'num_trial'; did you mean 'num_trials'?"),
+        ({"model_confg": "m.yaml"}, "unknown key 'model_confg'; did you mean 'model_config'?"),
+        ({"zzz": 3}, "max_concurrent_trials, model_config, name, num_epochs"),
         ({"num_trials": 0}, "num_trials: Input should be greater than 0, got 0"),
         ({"asha": {"grace": 0.1}}, "unknown key 'asha.grace'; did you mean 'grace_share'?"),
         ({"asha": {"reduction_factor": 1}}, "asha.reduction_factor: Input should be greater than 1, got 1"),
