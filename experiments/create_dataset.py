@@ -6,11 +6,20 @@ python experiments/create_dataset.py --config configs/dataset/pendulum_integrabl
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from common import add_common_arguments, connect, load_dataset_config, plan_tasks, positive_int, run_command
+from common import (
+    EXIT_INTERRUPTED,
+    add_common_arguments,
+    connect,
+    load_dataset_config,
+    plan_tasks,
+    positive_int,
+    run_command,
+)
 
 from invdyn.doctor.examine import diagnose
 from invdyn.doctor.findings import summarize
@@ -35,10 +44,22 @@ def main() -> None:
         config = config.replace(format_options={**config.format_options, "on_error": "skip"})
     max_samples = args.max_samples or (SMOKE_SAMPLES if args.smoke else None)
     store = extract(config, max_samples, args)
+    try:
+        show(store, config, args)
+    except KeyboardInterrupt:
+        print(f"interrupted; the dataset is finished: {store.path}", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def show(store: TransitionStore, config: DatasetConfig, args: argparse.Namespace) -> None:
+    """Plot and print what is in a finished dataset, and what the doctor says of its recording."""
     plot_distributions(store, join(store.path, DISTRIBUTIONS_PNG))
     print(summary(store))
     findings = diagnose(config, max_rows=DOCTOR_ROWS, without=store.manifest["skipped_files"]).findings
-    print(f"{summarize(findings)}\nmore: python experiments/doctor.py --config {args.config}")
+    print(summarize(findings))
+    changes = [*([f"storage={args.storage}"] if args.storage else []), *args.overrides]
+    flags = ["--config", args.config, *(word for change in changes for word in ("--set", change))]
+    print(f"more: {shlex.join(['python', 'experiments/doctor.py', *flags])}")
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -95,6 +95,26 @@ def test_summary(tmp_path: Path, run: Run) -> None:
     assert manifest["drops"] == {"no_next_state": 14, "no_horizon": 0, "no_history": 0, "max_samples": 33}
 
 
+def test_interrupted_after_the_dataset_is_written(
+    tmp_path: Path, run: Run, script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_recording(tmp_path / "sequence/r", make_episodes(LENGTHS))
+    monkeypatch.setattr(script, "diagnose", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    code, _, errors = run("--config", write_config(tmp_path), "--local")
+    assert code == 130
+    assert errors.endswith(f"interrupted; the dataset is finished: {tmp_path}/inverse_dynamics/r\n")
+
+
+def test_the_next_command_can_be_pasted(tmp_path: Path, run: Run) -> None:
+    folder = tmp_path / "my data"
+    write_recording(folder / "sequence/r", make_episodes(LENGTHS))
+    config = write_config(folder)
+    code, output, _ = run("--config", config, "--local", "--set", "gap=2", "--set", "val_ratio=0.2")
+    assert code == 0
+    last = output.splitlines()[-1]
+    assert last == f"more: python experiments/doctor.py --config '{config}' --set gap=2 --set val_ratio=0.2"
+
+
 def test_the_scan_for_the_filters_shows_how_far_it_is(tmp_path: Path, run: Run) -> None:
     write_recording(tmp_path / "sequence/r", make_episodes(LENGTHS))
     config = write_config(tmp_path, filters={"drop_stale": True, "drop_jumps": 50.0}, part_size_mb=700 / 2**20)
