@@ -54,6 +54,9 @@ def main() -> None:
 def show(store: TransitionStore, config: DatasetConfig, args: argparse.Namespace) -> None:
     """Plot and print what is in a finished dataset, and what the doctor says of its recording."""
     plot_distributions(store, join(store.path, DISTRIBUTIONS_PNG))
+    num_rows = store.manifest["num_rows"]
+    if args.max_samples and num_rows < args.max_samples:
+        print(f"warning: --max_samples asks for {args.max_samples:,} transitions, there are {num_rows:,}: all are kept")
     print(summary(store))
     findings = diagnose(config, max_rows=DOCTOR_ROWS, without=store.manifest["skipped_files"]).findings
     print(summarize(findings))
@@ -67,7 +70,10 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, metavar="YAML", help="dataset config")
     parser.add_argument(
-        "--max_samples", type=positive_int, metavar="N", help="exact number of transitions of all splits"
+        "--max_samples",
+        type=positive_int,
+        metavar="N",
+        help="exact number of transitions of all splits; all where there are fewer",
     )
     parser.add_argument(
         "--on_error", choices=("fail", "skip"), default="fail", help="at a damaged file (default: fail)"

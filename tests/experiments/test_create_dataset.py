@@ -95,6 +95,14 @@ def test_summary(tmp_path: Path, run: Run) -> None:
     assert manifest["drops"] == {"no_next_state": 14, "no_horizon": 0, "no_history": 0, "max_samples": 33}
 
 
+def test_more_samples_than_there_are(tmp_path: Path, run: Run) -> None:
+    write_recording(tmp_path / "sequence/r", make_episodes(LENGTHS))
+    code, output, _ = run("--config", write_config(tmp_path), "--local", "--max_samples", 5000)
+    rows = json.loads((tmp_path / "inverse_dynamics/r/manifest.json").read_text())["num_rows"]
+    assert code == 0
+    assert f"warning: --max_samples asks for 5,000 transitions, there are {rows}: all are kept\n" in output
+
+
 def test_interrupted_after_the_dataset_is_written(
     tmp_path: Path, run: Run, script: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
