@@ -29,6 +29,7 @@ from invdyn.errors import ConfigError, DataError
 from invdyn.evaluation.plots import plot_quality_against_cost
 from invdyn.models.registry import ModelConfig, load_model_config
 from invdyn.progress import Progress
+from invdyn.training.checkpoint import BEST
 from invdyn.training.run_config import HANG_TIMEOUT_S, RunConfig, TrackingConfig, resolve_device
 from invdyn.training.student import check_student
 from invdyn.training.sweep_config import (
@@ -42,7 +43,6 @@ from invdyn.training.sweep_config import (
 )
 from invdyn.training.trials import Trial
 from invdyn.training.tuning import (
-    BEST,
     FINISHED,
     RESULTS_CSV,
     TRIALS,

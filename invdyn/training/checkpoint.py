@@ -32,6 +32,9 @@ from invdyn.training.run_config import CONFIG_FILE, RunConfig, resolve_device
 from invdyn.url_path import AnyPath, UrlPath, as_path, remove_folder, replacing_folder, write_whole
 
 CHECKPOINTS = "checkpoints"
+BEST = "best"
+"""Where a sweep keeps its best checkpoint."""
+
 WEIGHTS_FILE = "model.safetensors"
 METRICS_FILE = "metrics.json"
 STATE_FILE = "trainer_state.pt"
@@ -239,8 +242,10 @@ def find_checkpoint(path: str | AnyPath) -> AnyPath:
         return path
     found = list_checkpoints(path)
     if not found:
-        what = "holds no finished checkpoint" if path.is_dir() else "does not exist"
-        raise DataError(f"checkpoint not found: {path} {what}; give a run folder made by experiments/train.py")
+        what = "holds no finished checkpoint" if path.is_dir() else "is a file" if path.is_file() else "does not exist"
+        in_sweep = path / BEST
+        give = in_sweep if (in_sweep / WEIGHTS_FILE).is_file() else "a run folder made by experiments/train.py"
+        raise DataError(f"checkpoint not found: {path} {what}; give {give}")
     return _best(found)
 
 

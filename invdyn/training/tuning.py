@@ -18,7 +18,7 @@ from invdyn.arrow_storage import for_ray
 from invdyn.errors import ConfigError, DataError
 from invdyn.evaluation.quality import StepQuality
 from invdyn.nodes import SharedFiles, shared_files, watching_nodes
-from invdyn.training.checkpoint import WEIGHTS_FILE, choose_steps, list_checkpoints
+from invdyn.training.checkpoint import BEST, WEIGHTS_FILE, choose_steps, list_checkpoints
 from invdyn.training.distributed import cluster_resources
 from invdyn.training.run_config import CONFIG_FILE, RunConfig, resolve_device
 from invdyn.training.sweep_config import SWEEP_FILE, SweepConfig
@@ -38,7 +38,6 @@ from invdyn.transitions.store import MANIFEST
 from invdyn.url_path import AnyPath, as_path, remove_tree, replacing_folder, write_whole
 
 RESULTS_CSV = "results.csv"
-BEST = "best"
 TRIALS = "trials"
 TUNE = "tune"
 MAX_FAILURES = 2

@@ -273,6 +273,16 @@ def test_no_checkpoint(tmp_path: Path) -> None:
         load_model(tmp_path / "absent")
     with pytest.raises(DataError, match="holds no finished checkpoint"):
         load_model(tmp_path)
+    (tmp_path / "README.md").touch()
+    with pytest.raises(DataError, match=r"README\.md is a file; give a run folder"):
+        load_model(tmp_path / "README.md")
+
+
+def test_the_folder_of_a_sweep_names_its_best_checkpoint(config: RunConfig, tmp_path: Path) -> None:
+    shutil.move(save(config, 1), tmp_path / "sweep/best")
+    with pytest.raises(DataError, match=f"holds no finished checkpoint; give {tmp_path}/sweep/best$"):
+        load_model(tmp_path / "sweep")
+    load_model(tmp_path / "sweep/best")
 
 
 def test_dimensions_of_another_dataset(config: RunConfig, tmp_path: Path) -> None:

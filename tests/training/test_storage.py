@@ -12,14 +12,14 @@ from invdyn import storage
 from invdyn.errors import ConfigError, DataError, StorageError
 from invdyn.models.flow import FlowInverseDynamics
 from invdyn.training.attempt import read_mark
-from invdyn.training.checkpoint import WEIGHTS_FILE, list_checkpoints, load_checkpoint, load_trainer_state
+from invdyn.training.checkpoint import BEST, WEIGHTS_FILE, list_checkpoints, load_checkpoint, load_trainer_state
 from invdyn.training.distributed import check_run, train
 from invdyn.training.followed_log import FollowedLog
 from invdyn.training.loop import train_loop
 from invdyn.training.run_config import RunConfig, resolve_device
 from invdyn.training.sweep_config import SWEEP_FILE, SweepConfig, load_sweep_config
 from invdyn.training.trials import Trial
-from invdyn.training.tuning import BEST, RESULTS_CSV, run_sweep, save_sweep
+from invdyn.training.tuning import RESULTS_CSV, run_sweep, save_sweep
 from invdyn.training.worker import Metrics, Worker
 from invdyn.transitions.store import TransitionStore
 from invdyn.url_path import UrlPath, as_path
