@@ -216,6 +216,9 @@ class InverseDynamics(nn.Module, ABC):
         Raises:
             DataError: when a shape does not fit the model.
         """
+        if not all(isinstance(values, Tensor) for values in (state, next_state)):
+            found = f"{type(state).__name__} and {type(next_state).__name__}"
+            raise DataError(f"state and next_state must be tensors, got {found}; use torch.from_numpy")
         window_dim = (self.history + 1) * self.state_dim
         # Not len(): it would fix the batch size of an exported program.
         if state.shape[1:] != (window_dim,) or next_state.shape != (state.shape[0], self.state_dim):

@@ -25,6 +25,7 @@ from invdyn.models import (
     MLPRegression,
     NearestNeighbours,
 )
+from invdyn.models.constant_dims import WithConstantDims
 from invdyn.models.fitted import FittedModel
 from tests.models.rows import Rows, make_rows, moments_of
 
@@ -214,6 +215,18 @@ def test_constant_columns_stay_finite_and_constant_actions_are_exact(name: str) 
         elsewhere[:, 1] = 1e6
         moved = model.encode_transition(elsewhere, next_state)[0]
         torch.testing.assert_close(moved, model.encode_transition(state, next_state)[0])
+
+
+def test_arrays_are_refused_in_words(without_shape_checks: None) -> None:
+    rows = make_rows()
+    arrays = rows.state.numpy(), rows.next_state.numpy()
+    inner = LinearInverse(3, 2)
+    with pytest.raises(DataError, match="must be tensors, got ndarray and ndarray; use torch"):
+        inner.sample(*arrays)
+    with pytest.raises(DataError, match="must be tensors, got Tensor and ndarray"):
+        inner.sample(rows.state, arrays[1])
+    with pytest.raises(DataError, match="must be tensors, got ndarray and ndarray"):
+        WithConstantDims(LinearInverse(2, 2), [(0, 1.0)], []).sample(*arrays)
 
 
 @every_model
