@@ -20,10 +20,8 @@ from invdyn.sequences.base import EPISODE_COLUMNS
 from invdyn.storage import TEMPORARY_SUFFIX, join
 from invdyn.transitions.plan import SPLITS, Segment
 from invdyn.transitions.scan import Scan
-from invdyn.transitions.store import MANIFEST, holds_rows, write_json
+from invdyn.transitions.store import MANIFEST, NEW_FOLDER, PROGRESS_FOLDER, holds_rows, write_json
 
-PROGRESS_FOLDER = ".progress"
-NEW_FOLDER = ".new"
 PLAN_FILE = "plan.json"
 SCAN_FILE = "scan.json"
 OUR_PART = re.compile(rf"\.?part-\d{{5,}}\.h5(\.\d+(\.[0-9a-f]{{8}})?{re.escape(TEMPORARY_SUFFIX)})?")

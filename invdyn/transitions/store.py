@@ -24,6 +24,8 @@ from invdyn.transitions.plan import SPLITS
 from invdyn.transitions.windows import Transitions
 
 MANIFEST = "manifest.json"
+PROGRESS_FOLDER = ".progress"
+NEW_FOLDER = ".new"
 CONSTANT_DIMS = "constant_dims"
 SCHEMA_VERSION = 1
 COLUMN_TYPES: dict[str, np.dtype] = {
@@ -69,7 +71,7 @@ class TransitionStore:
         manifest: what it is made of.
 
     Raises:
-        DataError: when the folder is missing, unfinished, or of another schema version.
+        DataError: when the folder is missing, unfinished, no dataset, or of another schema version.
     """
 
     def __init__(self, path: str | Path):
@@ -80,6 +82,11 @@ class TransitionStore:
         except FileNotFoundError:
             if not storage.is_folder(self.path):
                 raise DataError(f"dataset not found: {path}; make it with experiments/create_dataset.py") from None
+            if not {PROGRESS_FOLDER, NEW_FOLDER, *SPLITS}.intersection(storage.list_names(self.path)):
+                raise DataError(
+                    f"not a dataset: {path} has no {MANIFEST} and no parts; give the folder that "
+                    "experiments/create_dataset.py names at its end"
+                ) from None
             raise DataError(
                 f"dataset is unfinished: {path} has no {MANIFEST}; run experiments/create_dataset.py again to finish it"
             ) from None

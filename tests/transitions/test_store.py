@@ -93,6 +93,10 @@ def test_manifests_that_cannot_be_used(store: TransitionStore, text: str, messag
 def test_no_dataset(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"dataset not found: .*; make it with experiments/create_dataset\.py"):
         TransitionStore(tmp_path / "nowhere")
+    (tmp_path / "shard-00000.hdf5").touch()
+    with pytest.raises(DataError, match=r"not a dataset: .* has no manifest\.json and no parts; give the folder that"):
+        TransitionStore(tmp_path)
+    (tmp_path / "train").mkdir()
     with pytest.raises(DataError, match=r"dataset is unfinished: .* has no manifest\.json; run .* again to finish it"):
         TransitionStore(tmp_path)
 
