@@ -65,6 +65,19 @@ def settle_sampling(config: RunConfig, model: InverseDynamics, store: Transition
         apply_sampling(of_folder, folder)
 
 
+def without_choice(config: RunConfig, model: InverseDynamics, store: TransitionStore) -> str | None:
+    """Return how a flow samples whose solver and steps could not be chosen, in words; None where they are settled."""
+    if store.num_rows("val") or not isinstance(model, FlowInverseDynamics):
+        return None
+    assert isinstance(config.model, FlowConfig)
+    if config.model.num_inference_steps is not None:
+        return None
+    return (
+        f"no validation rows: the solver and number of steps are not chosen, and not calibrated: {model.solver} x "
+        f"{model.num_inference_steps}"
+    )
+
+
 def _settle(
     model: FlowInverseDynamics, store: TransitionStore, settings: Sequence[SamplingSetting], seed: int
 ) -> tuple[SamplingSetting, list[SettingQuality]]:

@@ -64,6 +64,14 @@ def test_the_chosen_setting_is_calibrated_on_all_rows(
     assert set(rows.values()) == {40}
 
 
+@pytest.mark.parametrize(("steps", "told"), [(None, 1), (3, 0)])
+def test_without_validation_rows_nothing_is_chosen_and_it_is_said(tmp_path: Path, steps: int | None, told: int) -> None:
+    without = make_dataset(tmp_path, val_ratio=0.0)
+    train_loop(run_config(without, tmp_path / "run", {**CHOSEN, "num_inference_steps": steps}, num_epochs=1), CPU)
+    line = "no validation rows: the solver and number of steps are not chosen, and not calibrated: euler x 4\n"
+    assert (tmp_path / "run/train.log").read_text().count(line) == told
+
+
 def test_the_loaded_model_refuses_what_was_not_validated(run_dir: Path) -> None:
     model = load_checkpoint(run_dir).model
     states = torch.zeros(2, 2), torch.zeros(2, 2)
