@@ -65,6 +65,8 @@ SHOWN_ROWS = 10
 def main() -> None:
     """Run a sweep, and print its best rows and where they are."""
     args = parse_arguments()
+    if args.local and (args.num_workers or 1) > 1:
+        raise ConfigError(f"--local trains in one process, got --num_workers {args.num_workers}; drop one of them")
     folder, sweep, dataset = open_sweep(args)
     networks = make_networks(sweep, args.device)
     devices = [model.device or "auto" for _, model in networks]

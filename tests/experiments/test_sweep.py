@@ -234,6 +234,7 @@ BAD = {
         (["--config", "good.yaml", "--output", "taken/file"], "sweep folder exists already: "),
         (["--config", "good.yaml", "--device", "gpu"], "device: String should match pattern"),
         (["--config", "good.yaml", "--device", "cuda:99"], "device 'cuda:99' must exist: this machine has "),
+        (["--config", "good.yaml", "--local", "--num_workers", "2"], "--local trains in one process, got --num_wor"),
         (["--resume", "taken"], "config file not found: "),
         (["--resume", "absent"], "config file not found: "),
         (["--resume", "taken", "--config", "good.yaml"], "--resume continues a sweep as it was started; drop"),
