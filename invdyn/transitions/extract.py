@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invdyn import storage
-from invdyn.errors import DataError, StorageError
+from invdyn.errors import ConfigError, DataError, StorageError
 from invdyn.nodes import SharedFiles, shared_files, watching_nodes
 from invdyn.range_file import hdf5_source
 from invdyn.sequences.base import SequencePlan, SequenceReader
@@ -116,6 +117,7 @@ def create_dataset(
         StorageError: when a storage service refuses or does not answer.
     """
     output = config.transitions_path
+    check_apart(config)
     if not local:
         check_paths(config)
     reader = open_sequences(
@@ -205,6 +207,20 @@ def check_paths(config: DatasetConfig) -> None:
     """
     storage.check_shared("buffer_path", config.sequence_path)
     storage.check_shared("output_path", config.transitions_path)
+
+
+def check_apart(config: DatasetConfig) -> None:
+    """Check that the transitions are not written into the recording's own folder.
+
+    Raises:
+        ConfigError: when they would be.
+    """
+    recording, output = (
+        path.rstrip("/") if storage.is_url(path) else os.path.realpath(path)
+        for path in (config.sequence_path, config.transitions_path)
+    )
+    if recording == output:
+        raise ConfigError(f"output_path must be another folder than the recording's, got {output} for both; change it")
 
 
 def check_shapes(config: DatasetConfig, sequences: SequencePlan) -> None:

@@ -243,6 +243,7 @@ def config_of(**values: Any) -> Callable[[Path], dict[str, Any]]:
         (config_of(val_ratio=0.5, test_ratio=0.49), "each split needs an episode of its own: 14 episodes cannot give"),
         (config_of(val_ratio=0.6, test_ratio=0.5), r"dataset\.yaml: val_ratio \+ test_ratio must be below 1"),
         (config_of(buffer_path="/data/recordings/r"), "buffer_path must contain '/sequence/' .*; give output_path"),
+        (lambda folder: {"output_path": f"{folder}/sequence/./r/"}, "output_path must be another folder than the rec"),
         (config_of(shape_meta={"obs": {"state": {"shape": [7]}}}), "state is stated as 7 numbers, .* has 3"),
         (config_of(shape_meta={"obs": {"position": {}}}), "key 'data/position' must be an array: .*set shape_meta.obs"),
         (config_of(val_ration=0.2), r"dataset\.yaml: unknown key 'val_ration'; did you mean 'val_ratio'\?"),
