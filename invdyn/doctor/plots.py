@@ -143,7 +143,7 @@ def plot_shifts(diagnosis: Diagnosis, path: Path) -> None:
     axes.set_ylabel("Kolmogorov-Smirnov distance")
     axes.set_ylim(0, min(1.0, max(0.2, 1.1 * float(largest.max()))))
     axes.set_xlabel(_rest(len(columns), len(dims)).strip())
-    axes.legend(frameon=False, fontsize=7.5, ncols=2, loc="lower left", bbox_to_anchor=(-0.02, 1.0))
+    axes.legend(frameon=False, fontsize=7.5, loc="lower left", bbox_to_anchor=(-0.02, 1.0))
     save_figure(figure, path)
 
 
