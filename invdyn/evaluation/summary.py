@@ -269,10 +269,11 @@ def _round_trip_explanation(evaluation: Evaluation) -> str:
 
 def _likelihood_explanation(evaluation: Evaluation) -> str:
     text = "Minus the log density of the recorded action, in nats, per action dimension; lower is better."
+    without: dict[str, list[str]] = {}
     for model in evaluation.models:
-        reason = evaluation.default_of(model).likelihood_reason
-        text += f" Not available for {model}: {reason}." if reason else ""
-    return text
+        if reason := evaluation.default_of(model).likelihood_reason:
+            without.setdefault(reason, []).append(model)
+    return text + "".join(f" Not available for {', '.join(models)}: {reason}." for reason, models in without.items())
 
 
 def _machine(evaluation: Evaluation) -> str:

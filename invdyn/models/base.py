@@ -126,8 +126,8 @@ class InverseDynamics(nn.Module, ABC):
     ) -> Float[Tensor, " batch"]:
         """Return the log density of float64 targets in nats, float64; models that have a density override this."""
         raise ConfigError(
-            f"log_prob needs a model with a density, {type(self).__name__} has none; use one that has, or compare "
-            "samples (energy score)"
+            "log_prob needs a model with a density, which this one has not; use one that has, or compare samples "
+            "(energy score)"
         )
 
     def _targets_from_noise(  # not abstract: some models draw in another way

@@ -274,7 +274,7 @@ def test_log_prob_is_a_density_per_unit_of_the_action(window: dict[str, int]) ->
 
 def test_a_model_without_a_density_says_so() -> None:
     rows = make_rows()
-    with pytest.raises(ConfigError, match="log_prob needs a model with a density, LinearInverse has none"):
+    with pytest.raises(ConfigError, match="log_prob needs a model with a density, which this one has not"):
         fitted("linear", rows).log_prob(*rows)
 
 
