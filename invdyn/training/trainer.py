@@ -109,7 +109,7 @@ class Trainer:
         self.precision = precision
         self.loss_weight = Share(recipe.batch_size, worker.rank, worker.world_size).loss_weight
         self.step = 0
-        first = round(recipe.base_fraction * total_steps)
+        first = min(round(recipe.base_fraction * total_steps), total_steps - 1)  # the last is never without a step
         # Begin and end of each stage of the model, in steps.
         self.stages = [(0, first), (first, total_steps)] if model.num_stages == 2 else [(0, total_steps)]
         self._start_stage(self._stage_of(0))

@@ -121,6 +121,12 @@ def test_a_base_is_trained_first_and_then_fixed_at_its_average() -> None:
     assert not torch.equal(flat([others[0], others[1].weight]), start[1])
 
 
+@pytest.mark.parametrize(("total", "first"), [(40, 36), (3, 2), (1, 0)])
+def test_the_flow_of_the_shortest_run_is_trained_too(total: int, first: int) -> None:
+    config = parse_model_config({**TWO_STAGES, "training": {"base_fraction": 0.9}}, where="test")
+    assert Trainer(build_model(config, 2, 1), config.training, total, CPU).stages == [(0, first), (first, total)]
+
+
 def test_gradients_are_clipped_to_the_norm() -> None:
     trainer = make_trainer(max_grad_norm=1e-3)
     context, target = chunk(trainer, 1)
