@@ -190,7 +190,7 @@ def dataset_path(args: argparse.Namespace, config: RunConfig) -> str:
 def checkpoint_warnings(checkpoint: Checkpoint, store: TransitionStore) -> list[str]:
     """Return a warning when the model is not trained to the end, and when it was on other rows than the dataset's."""
     config = checkpoint.config
-    found = [f"The checkpoint is {checkpoint.unfinished}."] if checkpoint.unfinished else []
+    found = [f"The checkpoint is {told}."] if (told := checkpoint.unfinished) else []
     if store.content_hash != config.dataset_hash:
         found.append(
             f"The model was trained on other rows: dataset {config.dataset_name}, content hash {config.dataset_hash}."

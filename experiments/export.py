@@ -36,8 +36,8 @@ def main() -> None:
     """Export, and print the program's inputs and where it is."""
     args = parse_arguments()
     checkpoint = load_checkpoint(args.checkpoint, args.device)
-    if checkpoint.unfinished:
-        print(f"warning: The checkpoint is {checkpoint.unfinished}.", file=sys.stderr)
+    if told := checkpoint.unfinished:
+        print(f"warning: The checkpoint is {told}.", file=sys.stderr)
     model = checkpoint.with_constant_dims()
     path = export_model(
         model, args.output, args.format, num_inference_steps=args.num_inference_steps, solver=args.solver

@@ -104,9 +104,9 @@ def make_rows(sample: Sample, offsets: Iterable[int], horizon: int) -> Rows | No
     act = ranges(sample.action_start + window.history, counts)
     columns = len(known) * sample.state.shape[1] + horizon * sample.action.shape[1]
     thin = spread_rows(len(now), MAX_VALUES // columns)
-    moving = sample.state[:, ~constant_columns(sample.state)]  # a constant dimension tells nothing, and costs its share
     if len(thin) < 2 * MAX_FOLDS:
         return None
+    moving = sample.state[:, ~constant_columns(sample.state)]  # a constant dimension tells nothing, and costs its share
     episode = np.repeat(sample.number, counts)[thin]  # the same for all pieces of an episode that was cut
     now, act = now[thin], act[thin]
     states = [moving[now + offset] for offset in known]

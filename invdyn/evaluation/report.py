@@ -70,8 +70,8 @@ def write_report(
     """
     output = as_path(output)
     found = [*extra_warnings, *warnings(evaluation)]
-    make_folder(output)
     try:
+        output.mkdir(parents=True, exist_ok=True)
         pictures = _draw(evaluation, output, metrics_csv)
         page = render_page(title, _blocks(evaluation, title, sections, found, pictures))
         write_whole(output / REPORT_FILE, page)

@@ -36,6 +36,8 @@ class InverseDynamics(nn.Module, ABC):
     """
 
     trainable: ClassVar[bool] = True
+    is_point: ClassVar[bool] = False
+    """Whether the prediction ignores the values of its noise, so that none need be drawn."""
     num_stages: int = 1
     stage: int = 0
 
@@ -116,7 +118,11 @@ class InverseDynamics(nn.Module, ABC):
         generator: torch.Generator | None,
     ) -> Float[Tensor, "samples batch target"]:
         """Return targets (normalised residuals) for encoded contexts: by default those that drawn noise becomes."""
-        noise = torch.randn(num_samples, len(context), self.noise_dim, generator=generator, device=context.device)
+        shape = (num_samples, len(context), self.noise_dim)
+        if self.is_point:
+            noise = context.new_empty(shape)
+        else:
+            noise = torch.randn(shape, generator=generator, device=context.device)
         return self._targets_from_noise(context, noise, num_inference_steps, solver)
 
     def _target_log_prob(  # not abstract: most models have no density

@@ -315,20 +315,13 @@ class FlowInverseDynamics(InverseDynamics):
             return self._as_in_training(method.integrate(velocity, x_0, setting.num_inference_steps))
         first = FirstEvaluation(velocity)
         x_1 = self._as_in_training(method.integrate(first, x_0, setting.num_inference_steps))
-        return self._stretched(self._as_in_training(first.end), x_1, _vector(spread, x_1))
+        # In units of the target: that is how a spread is calibrated.
+        mean = expand(self._as_in_training(first.end), self.tails)
+        return compress(torch.lerp(mean, expand(x_1, self.tails), _vector(spread, x_1)), self.tails)
 
     def _as_in_training(self, x_1: Float[Tensor, "samples batch target"]) -> Float[Tensor, "samples batch target"]:
         """Return what an "mlp" base leaves, no larger than targets of the training."""
         return x_1 if self.conditional is None else x_1.clamp(-self.largest, self.largest)
-
-    def _stretched(
-        self,
-        mean: Float[Tensor, "samples batch target"],
-        x_1: Float[Tensor, "samples batch target"],
-        spread: Float[Tensor, " target"],
-    ) -> Float[Tensor, "samples batch target"]:
-        """Return x_1 with its distance from its mean multiplied, in units of the target."""
-        return compress(torch.lerp(expand(mean, self.tails), expand(x_1, self.tails), spread), self.tails)
 
     def _on_base(
         self, x_1: Float[Tensor, "*samples batch target"], found: Conditional | None

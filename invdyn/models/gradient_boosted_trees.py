@@ -39,6 +39,7 @@ class GradientBoostedTrees(FittedModel):
         horizon: number of actions predicted.
     """
 
+    is_point = True
     learned_buffers = ("feature", "threshold", "branches", "value")
     feature: Tensor
     threshold: Tensor

@@ -21,6 +21,7 @@ class LinearInverse(InverseDynamics):
     """
 
     trainable = False
+    is_point = True
 
     def __init__(self, state_dim: int, action_dim: int, *, history: int = 0, horizon: int = 1) -> None:
         super().__init__(state_dim, action_dim, history=history, horizon=horizon, base="linear", normalize=True)

@@ -28,6 +28,8 @@ class MLPRegression(InverseDynamics):
         ConfigError: when a width is below 1.
     """
 
+    is_point = True
+
     def __init__(
         self,
         state_dim: int,
