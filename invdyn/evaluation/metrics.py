@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float, Num
 
@@ -95,29 +97,27 @@ def energy_scores(samples: Samples, truth: Rows, std: PerDim) -> PerRow:
         truth: (rows, dims).
         std: (dims,), from `varying_std`; constant dimensions are left out.
     """
-    scaled = _in_units(samples, std)
-    between = np.zeros(len(truth))
-    for index, sample in enumerate(scaled):
-        for other in scaled[:index]:
-            between += np.linalg.norm(sample - other, axis=1)
-    pairs = len(scaled) * (len(scaled) - 1) / 2
-    scores: PerRow = mean_distances(samples, truth[None], std) - between / pairs / 2
-    return scores
+    return expected_energy_scores(samples, truth[None], std)
 
 
-def mean_distances(samples: Samples, others: Samples, std: PerDim) -> PerRow:
-    """Return E|X - Y| of each row, (rows,), over all pairs of a sample and another, in units of `std`.
+def expected_energy_scores(samples: Samples, draws: Samples, std: PerDim, exponent: float = 1.0) -> PerRow:
+    """Return the mean over draws Y of E|X - Y|^exponent - E|X - X'|^exponent / 2, of each row, (rows,).
 
     Args:
-        samples: (samples, rows, dims).
-        others: (others, rows, dims).
-        std: (dims,), from `varying_std`; constant dimensions are left out.
+        samples: (samples, rows, dims), two or more.
+        draws: (draws, rows, dims) of what is to be predicted.
+        std: (dims,), the unit, from `varying_std`; constant dimensions are left out.
+        exponent: above 0 and below 2, which keeps the score proper; the smaller, the more near distances count.
     """
-    scaled, targets = _in_units(samples, std), _in_units(others, std)
-    distances: PerRow = np.mean(
-        [np.linalg.norm(sample - target, axis=1) for target in targets for sample in scaled], axis=0
-    )
-    return distances
+    scaled, others = _in_units(samples, std), _in_units(draws, std)
+    own = [(sample, other) for index, sample in enumerate(scaled) for other in scaled[:index]]
+    across = [(sample, other) for other in others for sample in scaled]
+    return _mean_distances(across, exponent) - _mean_distances(own, exponent) / 2
+
+
+def _mean_distances(pairs: Sequence[tuple[Rows, Rows]], exponent: float) -> PerRow:
+    total: PerRow = sum(np.linalg.norm(one - other, axis=1) ** exponent for one, other in pairs)
+    return total / len(pairs)
 
 
 def _in_units(values: Samples, std: PerDim) -> Samples:

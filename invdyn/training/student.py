@@ -36,7 +36,7 @@ from invdyn.transitions.store import TransitionStore
 from invdyn.url_path import AnyPath, as_path
 
 STUDENT = "student"
-TEACHER = SamplingSetting("angular_midpoint", 12)
+TEACHER = SamplingSetting("angular_adams", 24)
 STUDENT_STREAM = 3
 MAX_PAIRS = 400_000
 PAIRS_PER_ROW = 2

@@ -9,6 +9,7 @@ from invdyn.errors import DataError
 from invdyn.evaluation.metrics import (
     crps,
     energy_score,
+    expected_energy_scores,
     flat_actions,
     nrmse,
     nrmse_per_dim,
@@ -82,6 +83,13 @@ def test_the_energy_score_is_lowest_for_the_true_distribution(scale: float, shif
     draws = np.random.default_rng(2).normal(size=(9, 50_000, 1))
     other = energy_score(draws[1:] * scale + shift, draws[0], np.ones(1))
     assert energy_score(draws[1:], draws[0], np.ones(1)) < other - 0.05
+
+
+@pytest.mark.parametrize(("exponent", "expected"), [(1.0, 50 / 4 - 9 / 2), (0.5, 12 / 4 - 3 / 2)])
+def test_the_energy_score_against_draws(exponent: float, expected: float) -> None:
+    """Samples 0 and 9 of draws 25 and 9: distances of 25, 16, 9 and 0, and of 9 between the samples."""
+    samples, draws = (np.array(values)[:, None, None] for values in ([0.0, 9.0], [25.0, 9.0]))
+    assert expected_energy_scores(samples, draws, np.ones(1), exponent) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("num_samples", [2, 3, 64])

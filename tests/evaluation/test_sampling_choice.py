@@ -106,6 +106,17 @@ def test_what_is_judged_is_what_is_sampled(tails: float | None) -> None:
     assert score == pytest.approx(found.energy_score, rel=1e-5)
 
 
+def test_settings_are_compared_with_the_finest_that_is_not_proven_worse() -> None:
+    """Too few steps have the lowest score of these rows by chance: the right samples are not made out to be worse."""
+    random = torch.Generator().manual_seed(3)
+    rows = {"state": torch.zeros(60, 3), "next_state": torch.zeros(60, 3)}
+    rows["action"] = torch.randn(60, 2, generator=random)
+    settings = [SamplingSetting("euler", 4), SamplingSetting("angular_euler", 8)]
+    few, many = quality_of_settings(gaussian_model(1.0), rows, np.ones(2), settings, calibrate=False)
+    assert few.energy_score < many.energy_score
+    assert few.energy_excess > many.energy_excess == 0.0
+
+
 def test_settings_whose_samples_are_not_finite_are_left_out() -> None:
     model, rows = FlowInverseDynamics(3, 2, 4, (8,), network="mlp", prediction="velocity").eval(), make_rows(rows=50)
     settings = [SamplingSetting("euler", 1), SamplingSetting("euler", 16)]

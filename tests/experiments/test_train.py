@@ -214,10 +214,7 @@ BAD_YAML = {
         (["--model_config", "nested.yaml"], "unknown key 'training.learning_rat'; did you mean 'learning_rate'?"),
         (["--model_config", "unknown_target.yaml"], "_target_ must name a model, got 'os.system'; known names: "),
         (["--model_config", "no_target.yaml"], "required key '_target_' is missing"),
-        (
-            ["--set", "solver=rk4"],
-            "solver: Input should be 'euler', 'midpoint', 'angular_euler' or 'angular_midpoint', got 'rk4'",
-        ),
+        (["--set", "solver=rk4"], "'angular_euler', 'angular_midpoint' or 'angular_adams', got 'rk4'"),
         (["--set", "down_dims"], "--set takes key.path=value, got 'down_dims'"),
         (["--dataset_config", "absent.yaml"], "config file not found: absent.yaml"),
         (["--dataset_config", "list.yaml"], "must hold a mapping"),

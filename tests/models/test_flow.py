@@ -123,7 +123,7 @@ def test_both_branches_of_a_bimodal_posterior_are_sampled() -> None:
         ({"diffusion_step_embed_dim": 5}, "diffusion_step_embed_dim must be even and positive, got 5"),
         ({"down_dims": ()}, r"down_dims must be one or more positive widths, got \[\]"),
         ({"down_dims": (8, 0)}, r"down_dims must be one or more positive widths, got \[8, 0\]"),
-        ({"solver": "heun"}, "solver must be one of euler, midpoint, angular_euler, angular_midpoint"),
+        ({"solver": "heun"}, "solver must be one of euler, midpoint, angular_euler, angular_midpoint, angular_adams"),
         ({"num_inference_steps": 0}, "num_inference_steps must be 1 or more, got 0"),
     ],
 )

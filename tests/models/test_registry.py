@@ -141,7 +141,10 @@ def test_overrides(repository: Path) -> None:
         ({"diffusion_step_embed_dim": 7}, "here: diffusion_step_embed_dim: must be even, got 7"),
         ({"num_inference_steps": 0}, "num_inference_steps: .*greater than 0"),
         ({"device": "gpu"}, "here: device: .*pattern.*got 'gpu'"),
-        ({"solver": "heun"}, "here: solver: .*'euler', 'midpoint', 'angular_euler' or 'angular_midpoint'"),
+        (
+            {"solver": "heun"},
+            "here: solver: .*'euler', 'midpoint', 'angular_euler', 'angular_midpoint' or 'angular_adams'",
+        ),
         ({"training": {"batchsize": 3}}, "unknown key 'training.batchsize'; did you mean 'batch_size'"),
         ({"training": {"learning_rate": -1}}, "training.learning_rate: .*greater than 0"),
         ({"training": {"ema_decay": 1.0}}, "training.ema_decay: .*less than 1"),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from invdyn.errors import ConfigError
-from invdyn.models.solvers import SOLVERS, get_solver
+from invdyn.models.solvers import QUARTER_TURN, SOLVERS, adams_bashforth, get_solver
 
 
 def growth(x: Tensor, t: float) -> Tensor:
@@ -16,7 +16,8 @@ def growth(x: Tensor, t: float) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("name", "order"), [("euler", 1), ("midpoint", 2), ("angular_euler", 1), ("angular_midpoint", 2)]
+    ("name", "order"),
+    [("euler", 1), ("midpoint", 2), ("angular_euler", 1), ("angular_midpoint", 2), ("angular_adams", 2)],
 )
 def test_order_of_convergence(name: str, order: int) -> None:
     x_0 = torch.tensor([1.0, -2.0], dtype=torch.float64)
@@ -39,7 +40,7 @@ def test_the_end_is_never_evaluated(name: str, steps: int) -> None:
         torch.testing.assert_close(x_1, torch.ones(2))
     assert len(times) == steps * SOLVERS[name].evaluations_per_step
     assert times[0] == 0.0
-    assert max(times) <= 1.0 - 0.5 / steps + 1e-12
+    assert max(times) <= 1.0 - 0.5 / steps ** SOLVERS[name].grading + 1e-12
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -52,6 +53,24 @@ def test_what_one_step_is_exact_for(steps: int) -> None:
     torch.testing.assert_close(found, x_0)
 
 
+def test_adams_is_exact_for_velocities_linear_in_the_angle() -> None:
+    """After its first step, which is Euler's: whatever the lengths of the steps, here dy/d(angle) = angle."""
+    ends = [0.0, 0.4, 0.9, 1.1]
+    found = adams_bashforth(torch.full_like, torch.zeros(1, dtype=torch.float64), ends)
+    torch.testing.assert_close(found, torch.tensor([(1.1**2 - 0.4**2) / 2], dtype=torch.float64))
+
+
+def test_graded_steps_get_shorter_towards_the_end() -> None:
+    angles: list[float] = []
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        angles.append(math.atan2(t, 1.0 - t) / QUARTER_TURN)
+        return x
+
+    SOLVERS["angular_adams"].integrate(velocity, torch.ones(1), 4)
+    assert angles == pytest.approx([0.0, 1 - 0.75**1.5, 1 - 0.5**1.5, 1 - 0.25**1.5])
+
+
 def test_the_start_is_left_as_it_was() -> None:
     x_0 = torch.zeros(2)
     SOLVERS["midpoint"].integrate(lambda x, t: torch.ones_like(x), x_0, 3)
@@ -60,6 +79,7 @@ def test_the_start_is_left_as_it_was() -> None:
 
 def test_unknown_solver() -> None:
     with pytest.raises(
-        ConfigError, match="solver must be one of euler, midpoint, angular_euler, angular_midpoint, got 'heun'"
+        ConfigError,
+        match="solver must be one of euler, midpoint, angular_euler, angular_midpoint, angular_adams, got 'heun'",
     ):
         get_solver("heun")
