@@ -91,6 +91,7 @@ class FlowConfig(ModelConfig):
     base_dims: Widths = (128, 128, 128)
     base_gates: NonNegativeInt = 0
     base_tails: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    time_grading: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
     normalize: bool = True
     solver: SolverName = "euler"
     action_bounds: tuple[Bound, Bound] | None = None

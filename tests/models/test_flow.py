@@ -70,6 +70,19 @@ def test_noise_is_standard_normal_and_times_are_uniform() -> None:
     assert t.std().item() == pytest.approx(12**-0.5, abs=0.01)
 
 
+def test_graded_times_are_more_often_near_the_end() -> None:
+    """P(t > 1 - s) = s^(1 / grading)."""
+    _, t = FlowInverseDynamics(3, 2, 4, (8,), time_grading=2.0).draw_noise(20_000, seeded(0))
+    for share in (0.01, 0.25, 0.81):
+        assert (t > 1.0 - share).float().mean().item() == pytest.approx(share**0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("grading", [0.5, float("inf"), float("nan")])
+def test_gradings_that_are_none(grading: float) -> None:
+    with pytest.raises(ConfigError, match="time_grading must be a number from 1, got"):
+        FlowInverseDynamics(3, 2, 4, (8,), time_grading=grading)
+
+
 def trained(state: Tensor, action: Tensor, next_state: Tensor, steps: int, **options: Any) -> FlowInverseDynamics:
     torch.manual_seed(0)
     model = FlowInverseDynamics(1, 1, 8, (64, 64), network="mlp", **options)
