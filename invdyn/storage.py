@@ -154,7 +154,7 @@ def is_folder(path: str) -> bool:
 
 
 def list_names(folder: str, *, recursive: bool = False) -> list[str]:
-    """Return the names in a folder, or of all below it, relative to it, in no order; none where there is no folder.
+    """Return the names in a folder, or of all files below it, relative to it, in no order; none where is no folder.
 
     Links to folders are followed, but none to a folder whose content is listed already.
     """
@@ -172,7 +172,7 @@ def list_names(folder: str, *, recursive: bool = False) -> list[str]:
 
 
 def _names_below(folder: str) -> Iterator[str]:
-    """Yield the names of all below a folder; a folder that can be reached by several paths is entered once."""
+    """Yield the names of all files below a folder; a folder that can be reached by several paths is entered once."""
     root = Path(folder)
     entered: set[Path] = set()
     waiting = [root]
@@ -183,9 +183,8 @@ def _names_below(folder: str) -> Iterator[str]:
                 folders.clear()
                 continue
             entered.add(real)
-            paths = [Path(here, name) for name in (*folders, *files)]
-            yield from (path.relative_to(root).as_posix() for path in paths)
-            for path in paths[: len(folders)]:
+            yield from (Path(here, name).relative_to(root).as_posix() for name in files)
+            for path in (Path(here, name) for name in folders):
                 if path.is_symlink():
                     heapq.heappush(waiting, path)
 

@@ -100,18 +100,19 @@ def as_path(path: str | Path | UrlPath) -> AnyPath:
     return path
 
 
-def write_whole(path: AnyPath, text: str) -> None:
-    """Write a text file that is whole or as it was.
+def write_whole(path: AnyPath, content: str | bytes) -> None:
+    """Write a file, text in UTF-8, that is whole or as it was.
 
     Raises:
         OSError: when it cannot be written on a disk.
         StorageError: when a service does not take it.
     """
+    data = content.encode() if isinstance(content, str) else content
     if isinstance(path, UrlPath):
-        path.write_text(text)
+        storage.write_bytes(str(path), data)
         return
     with storage.renaming(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(data)
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def test_paths_and_urls_behave_alike(folder: str) -> None:
     assert [storage.read_text(path) for path in (one, two)] == ["1", "zwölf"]
     assert [storage.status(path).size for path in (one, two)] == [1, 6]
     assert sorted(storage.list_names(folder)) == ["a", "two.txt"]
-    assert {"a/one.txt", "two.txt"} <= set(storage.list_names(folder, recursive=True)) <= {"a", "a/one.txt", "two.txt"}
+    assert sorted(storage.list_names(folder, recursive=True)) == ["a/one.txt", "two.txt"]
     for path, is_file, is_folder in ((two, True, False), (storage.join(folder, "a"), False, True)):
         assert (storage.exists(path), storage.is_file(path), storage.is_folder(path)) == (True, is_file, is_folder)
     assert storage.relative(one, folder) == "a/one.txt"
@@ -73,8 +73,7 @@ def test_links_to_folders_are_followed_and_each_folder_is_listed_once(tmp_path: 
         link.symlink_to(target)
     for folder in (str(root), f"{root}/"):
         names = storage.list_names(folder, recursive=True)
-        assert len(names) == len(set(names))
-        assert {name for name in names if name.endswith(".txt")} == {"own/1.txt", "linked/2.txt"}
+        assert sorted(names) == ["linked/2.txt", "own/1.txt"]
 
 
 def test_version_changes_with_the_content(folder: str) -> None:

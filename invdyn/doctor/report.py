@@ -28,6 +28,7 @@ from invdyn.evaluation.page import (
 )
 from invdyn.evaluation.results import to_plain
 from invdyn.transitions.store import write_json
+from invdyn.url_path import write_whole
 
 PAGE_FILE = "doctor.html"
 JSON_FILE = "doctor.json"
@@ -85,8 +86,7 @@ def write_reports(diagnosis: Diagnosis, output: str | Path) -> Path:
         output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             text = render_page(f"Doctor: {diagnosis.name}", _blocks(diagnosis, draw_all(diagnosis, Path(folder))))
-        with storage.renaming(page) as temporary:
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a file's name may be no text
+        write_whole(page, text.encode(errors="backslashreplace"))  # a file's name may be no text
     except OSError as error:
         raise DataError(f"cannot write the report to {output}: {error}; free some space or give --output") from None
     write_json(output / JSON_FILE, to_json(diagnosis))

@@ -22,7 +22,7 @@ from jaxtyping import Float32, Float64, Int64
 from invdyn import storage
 from invdyn.envs.collect_config import CollectConfig
 from invdyn.errors import ConfigError, DataError
-from invdyn.url_path import AnyPath, UrlPath, as_path
+from invdyn.url_path import AnyPath, as_path, write_whole
 
 FORMAT, VERSION = "invdyn-sequences", 1
 MARKER_NAME = ".collecting.json"
@@ -114,12 +114,8 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
         DataError: when it cannot be written; no file is left behind.
         StorageError: when a storage service does not take it.
     """
-    if isinstance(path, UrlPath):
-        storage.write_bytes(str(path), content)
-        return
     try:
-        with storage.renaming(path) as temporary:
-            temporary.write_bytes(content)
+        write_whole(path, content)
     except OSError as error:
         raise _write_error(path, error, len(content)) from None
 

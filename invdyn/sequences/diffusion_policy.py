@@ -130,13 +130,11 @@ class DiffusionPolicyReader(FileReader):
             return [file.path]
         names = (*(f"{DATA_GROUP}/{key}" for key in dict.fromkeys((*self.state_keys, self.action_key))), EPISODE_ENDS)
         # Chunks are named 0.0, or lie in folders: 0/0.
-        found = [
+        return [
             path
             for name in names
             for path in find_files(storage.join(file.path, name), ("",), recursive=True, hidden=True)
         ]
-        folders = {storage.parent(path) for path in found}
-        return [path for path in found if path not in folders]
 
     def _source(self, path: str) -> SourceFile:
         if not storage.is_folder(path):

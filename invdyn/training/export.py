@@ -8,7 +8,6 @@ where only torch is (`torch`), as machine code without a compiler or Python over
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from invdyn import storage
 from invdyn.config import nearest
 from invdyn.errors import ConfigError
 from invdyn.models.base import InverseDynamics
@@ -100,14 +100,13 @@ def export_model(
     program = ActionProgram(model, num_inference_steps, solver).eval().requires_grad_(False)
     with torch.no_grad():
         program(*program.example())  # what cannot be exported says so in words of its own
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError("it is a folder")
-        temporary.touch()  # exporting takes up to minutes: what cannot be written is found before
-        save(trace(program), temporary)
-        os.replace(temporary, path)
+        with storage.renaming(path) as temporary:
+            temporary.touch()  # exporting takes up to minutes: what cannot be written is found before
+            save(trace(program), temporary)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror or error}; give another --output") from None
     except RuntimeError as error:  # of the compilers and converters
@@ -115,9 +114,6 @@ def export_model(
             f"format {file_format} must be able to hold the model, {_name(model)} did not fit: "
             f"{_short(error.__cause__ or error)}; give another --format"
         ) from None
-    finally:
-        if path.parent.is_dir():
-            temporary.unlink(missing_ok=True)
     return path
 
 
