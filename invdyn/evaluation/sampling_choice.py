@@ -25,7 +25,7 @@ EXCESS_EXPONENT = 0.5
 """Of distances, where a setting is compared with the best: a thin target that is missed by a little, as between two
 branches, shows ten times as clearly as at 1."""
 
-TOLERANCE = 0.0005
+TOLERANCE = 0.001
 """Share that the score with that exponent may be above the best setting's."""
 
 CALIBRATED_TOLERANCE = 0.1
@@ -35,13 +35,16 @@ NOISE_ERRORS = 2.0
 PROVEN_ERRORS = 2.5
 """Standard errors that prove a spread wrong: several of them are tested."""
 
+LAST_ERRORS = 1.5
+"""The same of the last calibration, which tests once: with more, regions that were too small stay so."""
+
 LEVEL = 0.9
 SPREAD_TOLERANCE = 0.01
 COVERAGE_TOLERANCE = 0.01
 SPREADS = tuple(1.06**power for power in range(-40, 25))
 STRIDE = 4
-REGION_STEP, MAX_REGION_STEPS = 1.03, 8
-"""All dimensions are stretched together by at most 1.03^8 = 1.27."""
+REGION_STEP, MAX_REGION_STEPS = 1.015, 16
+"""All dimensions are stretched together by at most 1.015^16 = 1.27."""
 
 CANDIDATES = (
     SamplingSetting("euler", 1),
@@ -186,7 +189,7 @@ def calibrate_again(
     with _uncalibrated(model):
         samples, _ = judge.draw(quality.setting)
     spread = samples.new_tensor(quality.spread)
-    spread = spread * judge.common_factor((samples - judge.mean) * spread)
+    spread = spread * judge.common_factor((samples - judge.mean) * spread, LAST_ERRORS)
     return replace(
         quality,
         spread=tuple(spread.tolist()),
@@ -264,12 +267,16 @@ class _Judge:
     def best_spread(self, samples: Float[Tensor, "samples rows target"]) -> Float[Tensor, " target"]:
         """Return the calibrated factors on the distance of samples from their mean."""
         spread = _best_spreads(samples, self.mean, self.target)
-        return spread * self.common_factor((samples - self.mean) * spread)
+        return spread * self.common_factor((samples - self.mean) * spread, PROVEN_ERRORS)
 
-    def common_factor(self, off: Float[Tensor, "samples rows target"]) -> float:
-        """Return the factor on the distance of samples from their mean that makes regions right; see below."""
-        slack = PROVEN_ERRORS * _coverage_error(len(self.truth))
-        return _common_factor(self.mean, off, self.region_coverage, slack)
+    def common_factor(self, off: Float[Tensor, "samples rows target"], errors: float) -> float:
+        """Return the factor on the distance of samples from their mean that makes regions right; see below.
+
+        Args:
+            off: the distance.
+            errors: standard errors that prove regions wrong.
+        """
+        return _common_factor(self.mean, off, self.region_coverage, errors * _coverage_error(len(self.truth)))
 
     def stretched(
         self, samples: Float[Tensor, "samples rows target"], spread: Float[Tensor, " target"]
@@ -304,7 +311,7 @@ def _common_factor(
 ) -> float:
     """Return the factor on all dimensions with which 90% regions come nearest to holding 90%.
 
-    It is 1 where they are not proven wrong: 3% on two branches about their mean are 6% on the force that they imply.
+    It is 1 where they are not proven wrong: 1% on two branches about their mean is 2% on the force that they imply.
     """
     gap, factor = coverage(mean + off) - LEVEL, 1.0
     if abs(gap) <= slack:

@@ -24,11 +24,11 @@ def quality(solver: str, evaluations: int, excess: float, error: float = 0.0, co
 
 
 def test_the_cheapest_within_tolerance_is_chosen() -> None:
-    curve = [quality("euler", 1, 0.2), quality("euler", 2, 0.00049), quality("angular_euler", 2, 0.00048)]
+    curve = [quality("euler", 1, 0.2), quality("euler", 2, 0.00099), quality("angular_euler", 2, 0.00098)]
     best = quality("euler", 16, 0.0)
     assert choose_setting([*curve, best]) == SamplingSetting("angular_euler", 2)
-    assert choose_setting([curve[0], quality("euler", 4, 0.001), best]) == SamplingSetting("euler", 16)
-    assert choose_setting([quality("euler", 4, 0.001, error=0.0006), best]) == SamplingSetting("euler", 4)
+    assert choose_setting([curve[0], quality("euler", 4, 0.002), best]) == SamplingSetting("euler", 16)
+    assert choose_setting([quality("euler", 4, 0.002, error=0.0011), best]) == SamplingSetting("euler", 4)
 
 
 def test_right_regions_come_before_few_evaluations() -> None:
