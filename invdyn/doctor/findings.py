@@ -91,14 +91,3 @@ def summarize(findings: Sequence[Finding]) -> str:
     problems = [finding for finding in by_severity(findings) if finding.severity != INFO]
     lines = [f"  {f.severity}: {f.title}" + (f"; {f.fix}" if f.fix else "") for f in problems]
     return "\n".join([f"doctor: {count_severities(findings)}", *lines])
-
-
-def list_dims(dims: Sequence[object], limit: int = 8) -> str:
-    """Return names in one line, the first few of many.
-
-    Example:
-        >>> list_dims([0, 3, 4], limit=2)
-        '0, 3 and 1 more'
-    """
-    text = ", ".join(map(str, dims[:limit]))
-    return text + (f" and {len(dims) - limit} more" if len(dims) > limit else "")

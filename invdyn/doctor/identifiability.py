@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Float
 
 from invdyn.doctor.dynamics import Rows, fit_folds, make_rows, mean_share, per_action, unexplained
-from invdyn.doctor.findings import INFO, WARNING, Finding, list_dims
+from invdyn.doctor.findings import INFO, WARNING, Finding
 from invdyn.doctor.lag import FIRST_SHIFT, LAST_SHIFT
 from invdyn.doctor.neighbours import unexplained_by_neighbours
 from invdyn.doctor.sample import Sample
 from invdyn.doctor.values import Names
+from invdyn.evaluation.findings import list_dims
 from invdyn.transitions.windows import Window
 
 GAPS = (1, 2, 3, 4, 5, 6, 8)

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from invdyn.doctor.dynamics import Rows, fit_folds, unexplained, unexplained_by_one_state
-from invdyn.doctor.findings import WARNING, Finding, list_dims
+from invdyn.doctor.findings import WARNING, Finding
 from invdyn.doctor.values import Names
+from invdyn.evaluation.findings import list_dims
 from invdyn.transitions.windows import Window
 
 FIRST_SHIFT, LAST_SHIFT = -3, 8

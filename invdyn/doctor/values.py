@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 
-from invdyn.doctor.findings import ERROR, INFO, MAX_PLACES, WARNING, Finding, Place, list_dims
+from invdyn.doctor.findings import ERROR, INFO, MAX_PLACES, WARNING, Finding, Place
 from invdyn.doctor.sample import Sample
+from invdyn.evaluation.findings import list_dims
 from invdyn.transitions.filters import FEW_VALUES, constant_columns
 from invdyn.transitions.rounding import ADVICE, Rounding
 

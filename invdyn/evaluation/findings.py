@@ -28,7 +28,7 @@ def _about_model(evaluation: Evaluation) -> list[str]:
     negative = [i for i, value in enumerate(own.mean_of_samples.r2_per_dim) if value < lowest]
     if negative:
         found.append(
-            f"{own.label}: R² is below 0 for action dimension {_list(negative)}: "
+            f"{own.label}: R² is below 0 for action dimension {list_dims(negative)}: "
             "worse than always answering the mean action."
         )
     for other in (evaluation.default_of(model) for model in evaluation.models if model != evaluation.subject):
@@ -54,7 +54,7 @@ def _about_rows(evaluation: Evaluation) -> list[str]:
         found.append(f"Only {evaluation.num_rows} rows were evaluated: expect the numbers to change with more.")
     constant = [i for i, value in enumerate(evaluation.results[0].one_sample.nrmse_per_dim) if math.isnan(value)]
     if constant and math.isfinite(evaluation.results[0].one_sample.nrmse):
-        found.append(f"Action dimension {_list(constant)} is constant in the training rows, and left out.")
+        found.append(f"Action dimension {list_dims(constant)} is constant in the training rows, and left out.")
     floor = evaluation.recorded.round_trip
     if floor is not None and floor.nrmse > SIMULATOR_TOLERANCE:
         found.append(
@@ -64,5 +64,12 @@ def _about_rows(evaluation: Evaluation) -> list[str]:
     return found
 
 
-def _list(dims: list[int], limit: int = 8) -> str:
-    return ", ".join(map(str, dims[:limit])) + (f" and {len(dims) - limit} more" if len(dims) > limit else "")
+def list_dims(dims: Sequence[object], limit: int = 8) -> str:
+    """Return names in one line, the first few of many.
+
+    Example:
+        >>> list_dims([0, 3, 4], limit=2)
+        '0, 3 and 1 more'
+    """
+    text = ", ".join(map(str, dims[:limit]))
+    return text + (f" and {len(dims) - limit} more" if len(dims) > limit else "")

@@ -15,6 +15,9 @@ from jaxtyping import Int, Num
 from invdyn.errors import DataError
 
 GIVEN_SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""What recordings call them."""
+
 EPISODE_COLUMNS = ("episode_index", "num_states", "num_actions", "first_row", "given_split", "success")
 
 Index = Int[np.ndarray, "episodes"]

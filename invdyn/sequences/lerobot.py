@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 
 from invdyn import storage
 from invdyn.errors import DataError
-from invdyn.sequences.base import GIVEN_SPLITS, EpisodeArrays, Index, SequencePlan
+from invdyn.sequences.base import GIVEN_SPLITS, SPLIT_NAMES, EpisodeArrays, Index, SequencePlan
 from invdyn.sequences.boundaries import runs_between
 from invdyn.sequences.chained import Edges, join_across_files
 from invdyn.sequences.file_reader import FAIL, FileReader, changed, plan_file
@@ -47,7 +47,6 @@ FRAME_INDEX = "frame_index"
 GLOBAL_INDEX = "index"
 FROM_INDEX = "dataset_from_index"
 TO_INDEX = "dataset_to_index"
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 NUMERIC_KINDS = ("float", "int", "uint", "bool", "double")
 
 

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from invdyn.errors import DataError
-from invdyn.sequences.base import GIVEN_SPLITS, EpisodeArrays, Index, SequencePlan
+from invdyn.sequences.base import GIVEN_SPLITS, SPLIT_NAMES, EpisodeArrays, Index, SequencePlan
 from invdyn.sequences.demonstrations import OBS, measure, read_states
 from invdyn.sequences.file_reader import FAIL, FileReader, changed, plan_file
 from invdyn.sequences.files import open_hdf5, source_file
@@ -30,7 +30,6 @@ from invdyn.sequences.hdf5 import (
 DATA_GROUP = "data"
 MASK_GROUP = "mask"
 DEMO_NAME = re.compile(r"demo_(\d+)")
-SPLIT_OF_MASK = {"train": "train", "valid": "val", "val": "val", "validation": "val", "test": "test"}
 PREVIOUS_ACTION_KEYS = ("actions", "action", "last_action", "prev_actions")
 
 NOT_IN_MASK = "not_in_mask"
@@ -204,7 +203,7 @@ def _given_split(
     prefix = f"{mask}_" if mask else ""
     member = np.zeros((len(GIVEN_SPLITS), len(kept)), dtype=bool)
     for name, names in masks.items():
-        known = SPLIT_OF_MASK.get(name.removeprefix(prefix)) if name.startswith(prefix) else None
+        known = SPLIT_NAMES.get(name.removeprefix(prefix)) if name.startswith(prefix) else None
         if known is not None:
             member[GIVEN_SPLITS.index(known)] |= np.array([demo in names for demo in kept])
     if not member.any():

@@ -31,7 +31,7 @@ from invdyn.training.checkpoint import (
 from invdyn.training.compiled import has_compiler
 from invdyn.training.record import EVALUATIONS, Clock, Recorder, is_due, losses_text
 from invdyn.training.run_config import RunConfig
-from invdyn.training.sampling import settle_sampling, without_choice
+from invdyn.training.sampling import settle_sampling
 from invdyn.training.student import train_student
 from invdyn.training.tracking import Tracker
 from invdyn.training.trainer import Trainer
@@ -120,8 +120,7 @@ def _train(
 def settle_run(recorder: Recorder, store: TransitionStore) -> None:
     """Do what follows the last step: choose how a flow samples, and train its student if it is to have one."""
     config, trainer = recorder.config, recorder.trainer
-    settle_sampling(config, trainer.average.eval(), store)
-    if (told := without_choice(config, trainer.average, store)) is not None:
+    if (told := settle_sampling(config, trainer.average.eval(), store)) is not None:
         recorder.tracker.console(told)
     steps = config.training.student_steps
     if steps is not None:

@@ -30,6 +30,11 @@ from invdyn.training.checkpoint import (
 from invdyn.training.run_config import RunConfig
 from invdyn.transitions.store import TransitionStore
 
+UNSETTLED = (
+    "no validation rows: the solver and number of steps are not chosen, and not calibrated: {model.solver} x "
+    "{model.num_inference_steps}"
+)
+
 CHOICE_ROWS = 1024
 """Validation rows that every setting is judged by."""
 
@@ -38,7 +43,7 @@ CALIBRATION_EVALUATIONS = 65_536
 """What the last calibration of the chosen setting may take: 2,048 rows at 32 network evaluations, or 8,192 at 8."""
 
 
-def settle_sampling(config: RunConfig, model: InverseDynamics, store: TransitionStore) -> None:
+def settle_sampling(config: RunConfig, model: InverseDynamics, store: TransitionStore) -> str | None:
     """Write `sampling.json` into the best and the last checkpoint of a run; needs validation rows.
 
     A number of steps that the config fixes is kept, and is then the only one that is validated.
@@ -47,12 +52,17 @@ def settle_sampling(config: RunConfig, model: InverseDynamics, store: Transition
         config: the run.
         model: that of the last checkpoint, in eval mode; it samples as settled from now on.
         store: the dataset, whose validation rows it is judged by.
+
+    Returns:
+        How the model samples where nothing could be chosen, in words; else None.
     """
     found = list_checkpoints(config.run_dir)
-    if not found or not isinstance(model, FlowInverseDynamics) or not store.num_rows("val"):
-        return
+    if not found or not isinstance(model, FlowInverseDynamics):
+        return None
     assert isinstance(config.model, FlowConfig)
     fixed = config.model.num_inference_steps
+    if not store.num_rows("val"):
+        return None if fixed is not None else UNSETTLED.format(model=model)
     settings = CANDIDATES if fixed is None else (SamplingSetting(config.model.solver, fixed),)
     for folder in dict.fromkeys([find_checkpoint(config.run_dir), found[-1]]):
         of_folder = model if folder == found[-1] else load_checkpoint(folder, str(model.device)).model
@@ -63,19 +73,7 @@ def settle_sampling(config: RunConfig, model: InverseDynamics, store: Transition
         chosen, curve = _settle(of_folder, store, settings, config.training.seed)
         write_sampling(folder, chosen, [asdict(quality) for quality in curve])
         apply_sampling(of_folder, folder)
-
-
-def without_choice(config: RunConfig, model: InverseDynamics, store: TransitionStore) -> str | None:
-    """Return how a flow samples whose solver and steps could not be chosen, in words; None where they are settled."""
-    if store.num_rows("val") or not isinstance(model, FlowInverseDynamics):
-        return None
-    assert isinstance(config.model, FlowConfig)
-    if config.model.num_inference_steps is not None:
-        return None
-    return (
-        f"no validation rows: the solver and number of steps are not chosen, and not calibrated: {model.solver} x "
-        f"{model.num_inference_steps}"
-    )
+    return None
 
 
 def _settle(

@@ -74,7 +74,7 @@ class Tracker:
         with self._writing():
             header = not self.columns
             self.columns = self.columns or list(row)
-            self.csv_file.write(_to_csv(self.columns, [row], header))
+            self.csv_file.write(to_csv(self.columns, [row], header))
         if self.wandb_run is not None:
             self.wandb_run.log(metrics, step=step)
 
@@ -127,7 +127,7 @@ class Tracker:
     def _start_csv(self, kept: list[dict[str, Any]]) -> None:
         """Replace the CSV by its kept rows in one go: a kill in between loses none of them."""
         self.columns = list(kept[0]) if kept else []
-        write_whole(self.folder / METRICS_CSV, _to_csv(self.columns, kept, header=True) if kept else "")
+        write_whole(self.folder / METRICS_CSV, to_csv(self.columns, kept) if kept else "")
 
     def _start_wandb(self, config: RunConfig) -> Any:
         mode, reason = choose_mode(config.tracking.mode)
@@ -208,7 +208,8 @@ class _Every:
         return due
 
 
-def _to_csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], header: bool) -> str:
+def to_csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], header: bool = True) -> str:
+    """Return rows as CSV text; values of other columns are left out."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, extrasaction="ignore")
     if header:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -22,6 +20,7 @@ from invdyn.training.checkpoint import BEST, WEIGHTS_FILE, choose_steps, list_ch
 from invdyn.training.distributed import cluster_resources
 from invdyn.training.run_config import CONFIG_FILE, RunConfig, resolve_device
 from invdyn.training.sweep_config import SWEEP_FILE, SweepConfig
+from invdyn.training.tracking import to_csv
 from invdyn.training.trials import (
     ERROR_FILE,
     METRIC,
@@ -167,11 +166,7 @@ def write_results(path: AnyPath, rows: list[SweepRow]) -> None:
         values = asdict(row)
         settings = {key: json.dumps(value) for key, value in values.pop("settings").items()}
         lines.append({"trial": values.pop("trial"), "status": values.pop("status"), **settings, **values})
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(lines[0]) if lines else ["trial"])
-    writer.writeheader()
-    writer.writerows(lines)
-    write_whole(path, text.getvalue())
+    write_whole(path, to_csv(list(lines[0]) if lines else ["trial"], lines))
 
 
 def copy_best(row: SweepRow, folder: AnyPath) -> None:
