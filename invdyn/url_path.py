@@ -74,10 +74,6 @@ class UrlPath:
         """Return the content of a text file."""
         return self.read_bytes().decode(encoding)
 
-    def write_text(self, text: str, encoding: str = "utf-8") -> None:
-        """Replace a file; it is whole or as it was."""
-        storage.write_bytes(self.url, text.encode(encoding))
-
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove a file."""
         if not missing_ok and not self.is_file():

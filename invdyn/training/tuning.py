@@ -166,7 +166,8 @@ def write_results(path: AnyPath, rows: list[SweepRow]) -> None:
         values = asdict(row)
         settings = {key: json.dumps(value) for key, value in values.pop("settings").items()}
         lines.append({"trial": values.pop("trial"), "status": values.pop("status"), **settings, **values})
-    write_whole(path, to_csv(list(lines[0]) if lines else ["trial"], lines))
+    columns = dict.fromkeys(name for line in lines for name in line)
+    write_whole(path, to_csv(list(columns) or ["trial"], lines))
 
 
 def copy_best(row: SweepRow, folder: AnyPath) -> None:

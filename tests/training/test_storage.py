@@ -22,7 +22,7 @@ from invdyn.training.trials import Trial
 from invdyn.training.tuning import RESULTS_CSV, run_sweep, save_sweep
 from invdyn.training.worker import Metrics, Worker
 from invdyn.transitions.store import TransitionStore
-from invdyn.url_path import UrlPath, as_path
+from invdyn.url_path import UrlPath, as_path, write_whole
 from tests import remote as there
 from tests.training.runs import LINEAR, TIMES, assert_same_values, run_config
 
@@ -154,9 +154,9 @@ def test_offline_wandb_files_come_along(store: TransitionStore, s3_bucket: str, 
 
 def test_log_is_followed(remote: str, capfd: pytest.CaptureFixture[str]) -> None:
     log = as_path(f"{remote}/train.log")
-    log.write_text("before é\n")
+    write_whole(log, "before é\n")
     with FollowedLog(log):
-        log.write_text("before é\nlast words\n")
+        write_whole(log, "before é\nlast words\n")
     assert capfd.readouterr().out == "last words\n"
 
 
